@@ -1,0 +1,64 @@
+"""TxTable: all that the engine room is told about a bond, frozen.
+
+The study makes one, the datapath swaps it in with one pointer, the worker follows it
+until the next.  Slaves are indices into `slaves`, in enslave order.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Spread(enum.IntEnum):
+    """How the worker picks a slave for a frame."""
+
+    SINGLE = 0  # the active slave
+    ROUND_ROBIN = 1  # in turn, `packets_per_slave` frames each
+
+
+class Divert(enum.IntFlag):
+    """Kinds of received frames of which the control side gets a copy (policed)."""
+
+    NONE = 0
+    SLOW = 1  # 0x8809: LACP and marker; taken, the bond never sees them
+    ARP = 2
+    ND = 4  # IPv6 neighbour solicitation and advertisement
+
+
+@dataclass(frozen=True, slots=True)
+class TableSlave:
+    """One slave as the worker sees it.
+
+    `port` names the opened sockets; `can_transmit`: may be given frames;
+    `receives`: what arrives here goes to the bond; `queue_id`: frames read from the
+    bond's queue of this number leave here (0: none).
+    """
+
+    port: str
+    can_transmit: bool
+    receives: bool
+    queue_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TxTable:
+    """What the worker does with frames until the next table.
+
+    `active`: index of the slave that sends in SINGLE (and IGMP in ROUND_ROBIN), or None.
+    `succession`: who takes over, in this order, when the active slave's link is found dead.
+    `takeover`: whether the worker may make a successor provisionally active by itself;
+    without it frames are lost until the next table, as with the driver.
+    `hold`: a takeover must wait for the next table, because a MAC has to move first.
+    `address`: the bond's MAC, six bytes.
+    """
+
+    spread: Spread
+    slaves: tuple[TableSlave, ...]
+    active: int | None = None
+    succession: tuple[int, ...] = ()
+    packets_per_slave: int = 1
+    takeover: bool = True
+    hold: bool = False
+    divert: Divert = Divert.NONE
+    address: bytes = bytes(6)
