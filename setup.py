@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 FASTPATH = Extension(
     "ubond._fastpath",
     ["ubond/_fastpath.pyx"],
-    extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function"],
+    extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"],
 )
 
 setup(

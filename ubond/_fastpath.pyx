@@ -1,0 +1,977 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The frame path.  Stations, in the order in which the functions stand below.
+
+TAP -> slave                                  slave -> TAP
+1. take_batch       frames from the TAP       1. forward_in      packets from one slave
+2. choose_slaves    by the table              2. for_the_bond?   drop what the mode forbids
+3. deliver          one sendmmsg a slave      3. divert          LACP, ARP and ND to control
+4. what did not go: backlog, fail_over,       4. to_tap          VLAN tag back in, write
+   or a counted drop
+
+One worker thread serves both directions in batches and sleeps in epoll.  It reads the
+table once per turn of its loop, so no batch ever sees two policies.  The watch, a second
+thread, asks the kernel for carriers: it may wait for locks, the worker may not.
+`_send.pxd` holds the classes of errors, `_state.pxd` says who may write what.
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strncpy
+
+from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_unicast_to, kind_of
+from ubond._send cimport (
+    ALIVE, BUSY, DEAD, SENT, ask_watch, backlog_add, flags_prove_death, found_alive, found_dead, send_plain, send_run,
+)
+from ubond._state cimport *
+from ubond._sys cimport *
+from ubond._vnet cimport ETH_LEN, VNET_LEN, vnet_is_gso, vnet_put_tag_back
+
+cdef enum:
+    NOBODY = 255
+    EVENTS = 32
+    TAP_EVENT = 1000            # epoll data: TAP_EVENT + i is the i-th TAP queue, below are ports
+    KICK_EVENT = 2000
+    TIMER_EVENT = 2001
+    RETRY_NS = 100 * 1000       # how soon a full ring is tried again
+    GIVE_UP_NS = 2 * MS         # how long without any progress
+    HOLD_NS = 1000 * MS         # how long frames wait for a MAC to move
+    CHECK_NS = 10 * MS          # how often reception may ask about the active slave
+    DRAIN_BATCHES = 16          # what arrived under the old table is received under it, up to here
+    BUCKET_SIZE = 64            # diverted frames of one kind and slave at once ...
+    BUCKET_NS = 4 * MS          # ... and one more each 4 ms
+
+
+# ── TAP -> slave ─────────────────────────────────────────────────────────────────────
+
+cdef int take_batch(fp_worker* w, int tap) noexcept nogil:
+    """1. Read frames from one TAP queue until it is empty or the batch is full; return how many."""
+    cdef uint32_t used = 0
+    cdef ssize_t n
+    w.n_out = 0
+    while w.n_out < BATCH and used < BATCH_BYTES:
+        n = read(w.tap[tap], w.arena + used, FRAME_MAX)
+        if n < 0:
+            if errno == EBADFD or errno == EBADF:
+                tell(w.shared, NEWS_TAP_GONE, 0, NOBODY, 0)
+            break
+        if n < VNET_LEN + ETH_LEN:
+            w.runt += 1
+            continue
+        w.out[w.n_out] = w.arena + used
+        w.out_length[w.n_out] = <uint32_t>n
+        w.n_out += 1
+        w.tap_bytes += n - VNET_LEN
+        used += (<uint32_t>n + 63) & ~63u       # each packet begins on a cache line of its own
+    w.tap_frames += w.n_out
+    return w.n_out
+
+
+cdef inline bint usable(fp_worker* w, int slave) noexcept nogil:
+    return (w.table.can_transmit & ~w.dead) >> slave & 1
+
+
+cdef inline int next_usable(fp_worker* w, uint32_t start) noexcept nogil:
+    """The first slave from `start` on, wrapping, that can transmit, or NOBODY."""
+    cdef uint32_t i, slave
+    for i in range(w.table.n):
+        slave = (start + i) % w.table.n
+        if usable(w, slave):
+            return slave
+    return NOBODY
+
+
+cdef inline int round_robin(fp_worker* w) noexcept nogil:
+    """The slave whose turn it is.  bonding.rst, balance-rr: the counter grows before use, so
+    the first frame leaves on the second slave; a slave that is down leaves its turn to the next."""
+    cdef uint32_t n = w.table.packets_per_slave
+    cdef uint32_t id
+    if n == 0:
+        w.random = w.random * 6364136223846793005ULL + 1442695040888963407ULL
+        id = <uint32_t>(w.random >> 33)
+    else:
+        w.turn += 1
+        id = w.turn if n == 1 else w.turn / n
+    return next_usable(w, id % w.table.n)
+
+
+cdef inline int choose(fp_worker* w, const uint8_t* packet, uint32_t length, int asked) noexcept nogil:
+    """The slave for one frame.  `asked`: the one that the frame's queue is assigned to, or NOBODY."""
+    if asked != NOBODY and usable(w, asked):
+        return asked
+    if w.table.spread == ROUND_ROBIN and w.table.n:
+        if is_igmp(packet + VNET_LEN, length - VNET_LEN):
+            return w.active if w.active >= 0 and usable(w, w.active) else next_usable(w, 0)
+        return round_robin(w)
+    return w.active if w.active >= 0 else NOBODY
+
+
+cdef void choose_slaves(fp_worker* w, int tap) noexcept nogil:
+    """2. Put a slave beside each frame of the batch."""
+    cdef uint32_t i
+    cdef int asked = NOBODY
+    if w.tap_queue[tap] < 256 and w.table.queue_slave[w.tap_queue[tap]]:
+        asked = w.table.queue_slave[w.tap_queue[tap]] - 1
+    for i in range(w.n_out):
+        remember_source(w, w.out[i] + VNET_LEN + 6)
+        w.to[i] = choose(w, w.out[i], w.out_length[i], asked)
+
+
+cdef void deliver(fp_worker* w) noexcept nogil:
+    """3. Send the batch: what goes to one slave in one call, in order."""
+    cdef uint64_t still = 0
+    cdef uint32_t i, n
+    cdef int slave
+    for i in range(w.n_out):
+        if w.to[i] == NOBODY:
+            w.no_slave += 1
+        else:
+            still |= 1ULL << w.to[i]
+    slave = 0
+    while still:
+        if still & 1:
+            n = 0
+            for i in range(w.n_out):
+                if w.to[i] == slave:
+                    w.tx_part[n].iov_base = w.out[i]
+                    w.tx_part[n].iov_len = w.out_length[i]
+                    n += 1
+            send_or_keep(w, slave, n)
+        still >>= 1
+        slave += 1
+
+
+cdef void send_or_keep(fp_worker* w, int slave, uint32_t n) noexcept nogil:
+    """Send the first `n` of `tx` on a slave, behind what already waits there.
+
+    A dead link passes them on, including the frame that found it out; a busy one keeps them.
+    """
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef uint32_t sent = 0, i
+    cdef int end = BUSY
+    cdef bint waited = p.backlog.waits != IDLE
+    if not waited:
+        end = send_run(w, p, w.tx, n, &sent)
+        if end == SENT:
+            return
+    for i in range(sent, n):
+        if not backlog_add(p, <uint8_t*>w.tx_part[i].iov_base, <uint32_t>w.tx_part[i].iov_len):
+            p.count.tx_congested += 1
+    if waited:
+        return
+    p.backlog.waits = LINK
+    p.backlog.since = fp_now()
+    if end == DEAD:
+        fail_over(w, slave)
+    else:
+        ask_watch(w, p)
+        arm_retry(w)
+
+
+# ── 4. what did not go ───────────────────────────────────────────────────────────────
+
+cdef inline void arm_retry(fp_worker* w) noexcept nogil:
+    if not w.timer_armed:
+        w.timer_armed = True
+        fp_arm(w.timer, RETRY_NS)
+
+
+cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
+    """A slave's link is dead: tell control, make the next of the succession provisionally
+    active, and pass on what waits.  It stays so until the next table."""
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef bint known = w.dead >> slave & 1
+    if not w.table.takeover:            # as the driver: lost until a monitor notices
+        drop_backlog(p, &p.count.tx_link_down)
+        return
+    w.dead |= 1ULL << slave
+    if w.table.spread == SINGLE and slave == w.active and w.table.hold:
+        if not known:
+            tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY, 0)
+            p.backlog.waits = MOVE
+            p.backlog.since = fp_now()
+            arm_retry(w)
+            return
+    elif not known:
+        stand_in(w, slave)
+    redirect(w, p, w.active if w.table.spread == SINGLE else next_usable(w, slave + 1))
+
+
+cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
+    """Replace the active slave if it is the dead one, and tell control."""
+    cdef uint32_t i
+    cdef int next = NOBODY
+    if w.table.spread == SINGLE and slave == w.active:
+        for i in range(w.table.n_succession):
+            if not w.dead >> w.table.succession[i] & 1:
+                next = w.table.succession[i]
+                break
+        if next != NOBODY:
+            receive_what_came(w)
+            w.active = next
+            w.provisional = True
+            w.shared.port[w.table.port[next]].first_tx = 0
+            store_int(&w.stand_in, w.table.port[next])
+    tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY if next == NOBODY else w.table.port[next], 0)
+
+
+cdef void redirect(fp_worker* w, fp_port* p, int to) noexcept nogil:
+    """Give the frames that wait for one slave to another, in order; without one they are lost."""
+    cdef fp_backlog* b = &p.backlog
+    cdef uint32_t n = b.n, i
+    b.waits = IDLE
+    b.n = 0
+    b.used = 0
+    if to < 0 or to == NOBODY or w.dead >> to & 1:
+        w.no_slave += n
+        return
+    for i in range(n):
+        w.tx_part[i].iov_base = b.bytes + b.offset[i]
+        w.tx_part[i].iov_len = b.length[i]
+    if n:
+        send_or_keep(w, to, n)
+
+
+cdef void drop_backlog(fp_port* p, uint64_t* counter) noexcept nogil:
+    counter[0] += p.backlog.n
+    p.backlog.waits = IDLE
+    p.backlog.n = 0
+    p.backlog.used = 0
+
+
+cdef void serve_backlog(fp_worker* w, int slave) noexcept nogil:
+    """Try again what waits for a slave: retry, the ordinary path for GSO, at last a counted drop."""
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_backlog* b = &p.backlog
+    cdef uint32_t sent = 0, i
+    cdef int end = BUSY
+    cdef int64_t now = fp_now()
+    if b.waits == MOVE:
+        if now - b.since > HOLD_NS:
+            drop_backlog(p, &p.count.tx_held_too_long)
+            return
+        arm_retry(w)
+        return
+    if found_dead(p):
+        fail_over(w, slave)
+        return
+    for i in range(b.n):
+        w.tx_part[i].iov_base = b.bytes + b.offset[i]
+        w.tx_part[i].iov_len = b.length[i]
+    if found_alive(p):      # after the last refusal the carrier was there: the ring is full ...
+        if now - b.since > GIVE_UP_NS:
+            drop_backlog(p, &p.count.tx_congested)
+            return
+        if vnet_is_gso(<uint8_t*>w.tx_part[0].iov_base) and send_plain(p, w.tx):
+            sent = 1        # ... or the bypass cannot segment what this slave cannot
+    end = send_run(w, p, w.tx, b.n, &sent)
+    if end == SENT:
+        b.waits = IDLE
+        b.n = 0
+        b.used = 0
+        return
+    if sent:
+        b.since = now
+        b.n -= sent
+        for i in range(b.n):
+            b.offset[i] = b.offset[i + sent]
+            b.length[i] = b.length[i + sent]
+    if end == DEAD:
+        fail_over(w, slave)
+    else:
+        ask_watch(w, p)
+        arm_retry(w)
+
+
+cdef void serve_backlogs(fp_worker* w) noexcept nogil:
+    cdef uint32_t slave
+    for slave in range(w.table.n):
+        if w.shared.port[w.table.port[slave]].backlog.waits != IDLE:
+            serve_backlog(w, slave)
+
+
+cdef void take_answers(fp_worker* w) noexcept nogil:
+    """The watch has answered: a dead slave is replaced even when nothing waits for it."""
+    cdef uint32_t slave
+    for slave in range(w.table.n):
+        if not w.dead >> slave & 1 and found_dead(&w.shared.port[w.table.port[slave]]):
+            fail_over(w, slave)
+
+
+# ── slave -> TAP ─────────────────────────────────────────────────────────────────────
+
+cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
+    """1. Receive a batch from one slave and give the bond what is for it; return how many came."""
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef int i, n
+    cdef uint32_t length, longest = 0
+    cdef uint8_t* packet
+    cdef bint receives = for_the_bond(w, slave)
+    for i in range(w.rx_burst):
+        w.rx[i].msg_hdr.msg_controllen = FP_CONTROL
+    n = recvmmsg(p.fd, w.rx, w.rx_burst, MSG_DONTWAIT, NULL)
+    if n <= 0:
+        if n < 0 and errno != EAGAIN and errno != EINTR:
+            link_error(w, slave)
+        return 0
+    p.last_rx = fp_now()
+    for i in range(n):
+        length = w.rx[i].msg_len
+        packet = <uint8_t*>w.rx_part[2 * i].iov_base
+        if length > longest:
+            longest = length
+        if length < VNET_LEN + ETH_LEN or w.rx[i].msg_hdr.msg_flags & MSG_TRUNC:
+            p.count.rx_truncated += 1
+        elif w.table.divert and divert(w, slave, packet + VNET_LEN, length - VNET_LEN):
+            pass
+        elif receives:
+            to_tap(w, p, i, length)
+        else:
+            p.count.rx_ignored += 1
+            if w.table.takeover and is_unicast_to(packet + VNET_LEN, w.table.address):
+                doubt_active(w)
+    # Large packets, few at a time: what was received is still in cache when it is written.
+    w.rx_burst = BATCH if longest * BATCH <= BATCH_BYTES else BATCH_BYTES / longest
+    return n
+
+
+cdef inline bint for_the_bond(fp_worker* w, int slave) noexcept nogil:
+    """2. Whether what arrives on a slave goes to the bond (the mode's receive rule)."""
+    if w.provisional and (slave == w.active or slave == w.table.active):
+        return slave == w.active
+    return w.table.receives >> slave & 1
+
+
+cdef void doubt_active(fp_worker* w) noexcept nogil:
+    """A frame for the bond came to a backup: perhaps the switch knows more than we do."""
+    cdef int64_t now = fp_now()
+    if w.active >= 0 and now - w.checked > CHECK_NS:
+        w.checked = now
+        ask_watch(w, &w.shared.port[w.table.port[w.active]])
+
+
+cdef void link_error(fp_worker* w, int slave) noexcept nogil:
+    """A socket reports an error: read it away, it repeats until then, and ask whether the link lives."""
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    fp_take_socket_error(p.fd)
+    if not w.dead >> slave & 1:
+        if flags_prove_death(w, p):
+            fail_over(w, slave)
+        else:
+            ask_watch(w, p)
+
+
+cdef bint divert(fp_worker* w, int slave, const uint8_t* frame, uint32_t length) noexcept nogil:
+    """3. Hand control a copy of what it asked for, as much as it will read; True if the bond must not see it."""
+    cdef int kind = kind_of(frame, length) & w.table.divert
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_bucket* bucket
+    cdef fp_diverted* slot
+    cdef uint32_t head
+    cdef int64_t now, more
+    if kind == 0:
+        return False
+    bucket = &p.bucket[0 if kind == KIND_SLOW else 1 if kind == KIND_ARP else 2]
+    now = fp_now()
+    more = (now - bucket.filled_at) / BUCKET_NS
+    if more > 0:
+        bucket.tokens = BUCKET_SIZE if bucket.tokens + more > BUCKET_SIZE else <uint32_t>(bucket.tokens + more)
+        bucket.filled_at = now
+    head = w.divert_head
+    if bucket.tokens == 0 or head - load_u32(&w.divert_tail) >= DIVERT_RING:
+        p.count.divert_policed += 1
+    else:
+        bucket.tokens -= 1
+        slot = &w.divert[head % DIVERT_RING]
+        slot.at = now
+        slot.port = w.table.port[slave]
+        slot.kind = kind
+        slot.length = <uint16_t>(length if length < DIVERT_BYTES else DIVERT_BYTES)
+        memcpy(slot.bytes, frame, slot.length)
+        store_u32(&w.divert_head, head + 1)
+        p.count.diverted += 1
+        if head == load_u32(&w.divert_tail):
+            fp_kick(w.shared.board.eventfd)
+    return kind == KIND_SLOW
+
+
+cdef inline void to_tap(fp_worker* w, fp_port* p, int i, uint32_t length) noexcept nogil:
+    """4. Write one packet to the TAP, its VLAN tag back in place."""
+    cdef iovec* part = &w.rx_part[2 * i]
+    cdef uint8_t* packet = <uint8_t*>part.iov_base
+    cdef uint16_t tci, tpid
+    cdef iovec out[2]
+    out[0].iov_base = packet
+    out[0].iov_len = length if length < part.iov_len else part.iov_len
+    out[1].iov_base = part[1].iov_base
+    out[1].iov_len = length - out[0].iov_len
+    if fp_stripped_tag(&w.rx[i].msg_hdr, &tci, &tpid):
+        out[0].iov_base = vnet_put_tag_back(packet, tci, tpid)
+        out[0].iov_len += 4
+    if writev(w.tap[0], out, 2 if out[1].iov_len else 1) >= 0:
+        p.count.rx_frames += 1
+        p.count.rx_bytes += length - VNET_LEN
+    elif errno == EIO:
+        p.count.rx_tap_down += 1
+    else:
+        p.count.rx_tap_refused += 1
+
+
+cdef void receive_what_came(fp_worker* w) noexcept nogil:
+    """Before the receive rule changes: what has arrived until now is treated by the old rule.
+
+    So a frame that a slave had already delivered is not lost to a switch of the active
+    slave, and one that came to both is not taken twice.
+    """
+    cdef uint32_t slave
+    cdef int batch
+    for slave in range(w.table.n):
+        for batch in range(DRAIN_BATCHES):
+            if forward_in(w, slave) == 0:
+                break
+
+
+# ── who sends through the bond ───────────────────────────────────────────────────────
+
+cdef inline void remember_source(fp_worker* w, const uint8_t* address) noexcept nogil:
+    """Note a source MAC that is not the bond's: a guest behind a bridge, to be announced at failover."""
+    cdef uint64_t mac = 0
+    cdef uint32_t slot, i
+    memcpy(&mac, address, 6)
+    if mac == w.last_seen_mac:
+        return
+    w.last_seen_mac = mac
+    if address[0] & 1 or is_unicast_to(address, w.table.address):
+        return
+    slot = <uint32_t>((mac * 0x9E3779B97F4A7C15ULL) >> 54) % SEEN
+    for i in range(8):
+        if w.seen_mac[(slot + i) % SEEN] == mac:
+            return
+        if w.seen_mac[(slot + i) % SEEN] == 0:
+            break
+    else:
+        i = 0       # a full neighbourhood: the newcomer takes the first place
+    store_u64(&w.seen_mac[(slot + i) % SEEN], mac)
+
+
+# ── the worker's life ────────────────────────────────────────────────────────────────
+
+cdef void tell(fp_shared* s, uint8_t kind, uint8_t port, uint8_t other, uint8_t carrier) noexcept nogil:
+    """Leave a note for control."""
+    cdef fp_board* b = &s.board
+    cdef fp_news* item
+    pthread_mutex_lock(&b.lock)
+    if b.head - b.tail < NEWS:
+        item = &b.item[b.head % NEWS]
+        item.at = fp_now()
+        item.kind = kind
+        item.port = port
+        item.other = other
+        item.carrier = carrier
+        b.head += 1
+    else:
+        b.lost += 1
+    pthread_mutex_unlock(&b.lock)
+    fp_kick(b.eventfd)
+
+
+cdef void follow_table(fp_worker* w) noexcept nogil:
+    """Begin to use the newest table: forget what was provisional, settle what waited for it."""
+    cdef const fp_table* new = load_table(&w.shared.table)
+    cdef const fp_table* old = w.table
+    cdef fp_port* p
+    cdef uint32_t i
+    cdef int slave
+    if new.generation == w.seen:
+        return
+    if old is not NULL and not w.provisional and old.receives != new.receives:
+        receive_what_came(w)
+    w.table = new
+    w.dead = 0
+    if new.active >= 0 and (w.active < 0 or old is NULL or old.port[w.active] != new.port[new.active]):
+        w.shared.port[new.port[new.active]].first_tx = 0
+    w.active = new.active
+    w.provisional = False
+    store_int(&w.stand_in, -1)
+    for i in range(MAX_SLAVES):
+        p = &w.shared.port[i]
+        found_dead(p)       # an answer from before the table is old news
+        if p.backlog.waits == IDLE:
+            continue
+        slave = slave_of_port(new, i)
+        if slave < 0 or p.backlog.waits == MOVE or (new.spread == SINGLE and slave != new.active):
+            redirect(w, p, w.active if new.spread == SINGLE else next_usable(w, 0))
+    store_u64(&w.seen, new.generation)
+
+
+cdef inline int slave_of_port(const fp_table* t, uint32_t port) noexcept nogil:
+    cdef uint32_t slave
+    for slave in range(t.n):
+        if t.port[slave] == port:
+            return slave
+    return -1
+
+
+cdef inline bint tap_must_wait(fp_worker* w) noexcept nogil:
+    """In a single-path mode nothing is taken from the TAP while frames before it wait."""
+    cdef uint32_t slave
+    if w.table.spread != SINGLE:
+        return False
+    for slave in range(w.table.n):
+        if w.shared.port[w.table.port[slave]].backlog.waits != IDLE:
+            return True
+    return False
+
+
+cdef void arm_tap(fp_worker* w, bint wanted) noexcept nogil:
+    cdef epoll_event event
+    cdef int i
+    if wanted == w.tap_armed:
+        return
+    w.tap_armed = wanted
+    for i in range(w.n_taps):
+        event.events = EPOLLIN if wanted else 0
+        event.data.u64 = TAP_EVENT + i
+        epoll_ctl(w.epoll, EPOLL_CTL_MOD, w.tap[i], &event)
+
+
+cdef void forward_out(fp_worker* w, int tap) noexcept nogil:
+    """One batch from one TAP queue, all stations."""
+    if tap_must_wait(w):
+        return
+    if take_batch(w, tap):
+        choose_slaves(w, tap)
+        deliver(w)
+
+
+cdef void turn_of_port(fp_worker* w, uint32_t port, uint32_t events) noexcept nogil:
+    cdef int slave = slave_of_port(w.table, port)
+    if slave < 0:
+        return      # released since epoll named it
+    if events & EPOLLIN:
+        forward_in(w, slave)
+    if events & (EPOLLERR | EPOLLHUP):
+        link_error(w, slave)
+
+
+cdef void work(fp_worker* w) noexcept nogil:
+    """Forward until told to stop."""
+    cdef epoll_event events[EVENTS]
+    cdef int n, i
+    cdef uint64_t what
+    while not load_int(&w.shared.stopping):
+        arm_tap(w, not tap_must_wait(w))
+        store_int(&w.parked, 1)
+        n = epoll_wait(w.epoll, events, EVENTS, -1)
+        store_int(&w.parked, 0)
+        follow_table(w)
+        for i in range(n):
+            what = events[i].data.u64
+            if what == KICK_EVENT:
+                fp_drain(w.kick)
+                take_answers(w)
+                serve_backlogs(w)
+            elif what == TIMER_EVENT:
+                fp_drain(w.timer)
+                w.timer_armed = False
+                serve_backlogs(w)
+            elif what >= TAP_EVENT:
+                if events[i].events & EPOLLIN:
+                    forward_out(w, <int>(what - TAP_EVENT))
+                elif events[i].events & (EPOLLERR | EPOLLHUP):
+                    tap_error(w, <int>(what - TAP_EVENT))
+            else:
+                turn_of_port(w, <uint32_t>what, events[i].events)
+
+
+cdef void tap_error(fp_worker* w, int tap) noexcept nogil:
+    """The bond's device is gone: epoll would report it for ever, so it is not asked again."""
+    epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.tap[tap], NULL)
+    tell(w.shared, NEWS_TAP_GONE, 0, NOBODY, 0)
+
+
+# ── the watch ────────────────────────────────────────────────────────────────────────
+
+cdef void look(fp_shared* s, fp_worker* w, uint32_t port) noexcept nogil:
+    """Read one slave's carrier; answer the worker's question, tell control of a change."""
+    cdef fp_port* p = &s.port[port]
+    cdef uint32_t question = load_u32(&p.question)
+    cdef int carrier = fp_carrier(s.probe, p.name)
+    if carrier == -EOPNOTSUPP:
+        carrier = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
+    carrier = carrier > 0
+    if question != load_u32(&p.answered):
+        store_int(&p.answer, carrier)
+        store_u32(&p.answered, question)
+        fp_kick(w.kick)
+    if load_int(&p.open) and carrier != load_int(&p.reading):
+        store_int(&p.reading, carrier)
+        tell(s, NEWS_CARRIER, port, NOBODY, carrier)
+
+
+cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
+    """Poll every slave's carrier each interval, and at once where the worker asks."""
+    cdef epoll_event events[2]
+    cdef epoll_event event
+    cdef int epoll = epoll_create1(EPOLL_CLOEXEC)
+    cdef int64_t interval = 0
+    cdef uint32_t port
+    cdef bint all_of_them
+    cdef int n, i
+    event.events = EPOLLIN
+    event.data.u64 = 0
+    epoll_ctl(epoll, EPOLL_CTL_ADD, s.watch_kick, &event)
+    event.data.u64 = 1
+    epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event)
+    while not load_int(&s.stopping):
+        n = epoll_wait(epoll, events, 2, -1)
+        all_of_them = False
+        for i in range(n):
+            if events[i].data.u64:
+                fp_drain(timer)
+                all_of_them = True
+            else:
+                fp_drain(s.watch_kick)
+        for port in range(MAX_SLAVES):
+            if load_int(&s.port[port].open) and (all_of_them or load_u32(&s.port[port].question) != load_u32(&s.port[port].answered)):
+                look(s, w, port)
+        if all_of_them or interval != load_i64(&s.interval):
+            interval = load_i64(&s.interval)
+            fp_arm(timer, interval)
+    close(epoll)
+
+
+# ── the Python face ──────────────────────────────────────────────────────────────────
+
+COUNTERS = (
+    "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "rx_ignored", "rx_tap_down", "rx_tap_refused",
+    "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down",
+    "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed",
+)
+"""A slave's counters, in the order of `fp_counters`."""
+
+CARRIER, DEAD_LINK, TAP_GONE = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE
+
+
+cdef class Engine:
+    """One bond's worker and watch.  `datapath` is its only caller.
+
+    Two threads enter it, one in `work()` and one in `watch()`; all other methods belong
+    to the control thread.  Descriptors stay the caller's: it closes them, those of a
+    removed port only when `passed()` says that no batch can hold them.
+    """
+
+    cdef fp_shared shared
+    cdef fp_worker* w
+    cdef fp_table* retired[MAX_SLAVES]
+    cdef uint32_t n_retired
+    cdef int watch_timer
+
+    def __cinit__(self, taps, int probe):
+        """`taps`: (descriptor, queue number) of each TAP queue; `probe`: a datagram socket for ioctls."""
+        cdef uint32_t i
+        memset(&self.shared, 0, sizeof(self.shared))
+        self.shared.probe = probe
+        self.shared.board.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.shared.watch_kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        pthread_mutex_init(&self.shared.board.lock, NULL)
+        self.watch_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        self.w = <fp_worker*>calloc(1, sizeof(fp_worker))
+        self.shared.table = <fp_table*>calloc(1, sizeof(fp_table))
+        if self.w is NULL or self.shared.table is NULL:
+            raise MemoryError
+        self.shared.table.active = -1
+        self.shared.table.generation = 1
+        self._prepare_worker(taps)
+
+    cdef _prepare_worker(self, taps):
+        cdef fp_worker* w = self.w
+        cdef epoll_event event
+        cdef uint32_t i
+        w.shared = &self.shared
+        w.active = w.stand_in = -1
+        w.rx_burst = BATCH
+        w.tap_armed = True
+        w.random = <uint64_t>fp_now() | 1
+        w.epoll = epoll_create1(EPOLL_CLOEXEC)
+        w.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        w.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        w.arena = <uint8_t*>self._map(ARENA)
+        w.near = <uint8_t*>self._map(BATCH * NEAR)
+        w.far = <uint8_t*>self._map(BATCH * FRAME_MAX)
+        w.divert = <fp_diverted*>self._map(DIVERT_RING * sizeof(fp_diverted))
+        for i in range(BATCH):
+            w.tx[i].msg_hdr.msg_iov = &w.tx_part[i]
+            w.tx[i].msg_hdr.msg_iovlen = 1
+            w.rx_part[2 * i].iov_base = w.near + i * NEAR + HEADROOM
+            w.rx_part[2 * i].iov_len = NEAR - HEADROOM
+            w.rx_part[2 * i + 1].iov_base = w.far + i * FRAME_MAX
+            w.rx_part[2 * i + 1].iov_len = FRAME_MAX
+            w.rx[i].msg_hdr.msg_iov = &w.rx_part[2 * i]
+            w.rx[i].msg_hdr.msg_iovlen = 2
+            w.rx[i].msg_hdr.msg_control = &w.control[64 * i]
+        event.events = EPOLLIN
+        event.data.u64 = KICK_EVENT
+        epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.kick, &event)
+        event.data.u64 = TIMER_EVENT
+        epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.timer, &event)
+        for fd, queue in taps:
+            self.add_tap(fd, queue)
+        follow_table(w)
+
+    cdef void* _map(self, size_t size) except NULL:
+        cdef void* memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError
+        return memory
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.w is not NULL:
+            for i in range(MAX_SLAVES):
+                if self.shared.port[i].backlog.bytes is not NULL:
+                    munmap(self.shared.port[i].backlog.bytes, ARENA)
+            munmap(self.w.arena, ARENA)
+            munmap(self.w.near, BATCH * NEAR)
+            munmap(self.w.far, BATCH * FRAME_MAX)
+            munmap(self.w.divert, DIVERT_RING * sizeof(fp_diverted))
+            close(self.w.epoll)
+            close(self.w.kick)
+            close(self.w.timer)
+            free(self.w)
+        for i in range(self.n_retired):
+            free(self.retired[i])
+        free(self.shared.table)
+        close(self.shared.board.eventfd)
+        close(self.shared.watch_kick)
+        close(self.watch_timer)
+        pthread_mutex_destroy(&self.shared.board.lock)
+
+    # ── threads ──
+
+    def work(self):
+        """Forward frames until `stop`; the calling thread does nothing else."""
+        with nogil:
+            work(self.w)
+
+    def watch(self):
+        """Poll carriers until `stop`; the calling thread does nothing else."""
+        with nogil:
+            watch(&self.shared, self.w, self.watch_timer)
+
+    def stop(self):
+        """Make both threads return."""
+        store_int(&self.shared.stopping, 1)
+        fp_kick(self.w.kick)
+        fp_kick(self.shared.watch_kick)
+
+    # ── control ──
+
+    def add_tap(self, int fd, int queue):
+        """Serve one more queue of the TAP."""
+        cdef epoll_event event
+        if self.w.n_taps == MAX_QUEUES:
+            raise ValueError(f"at most {MAX_QUEUES} queues")
+        self.w.tap[self.w.n_taps] = fd
+        self.w.tap_queue[self.w.n_taps] = queue
+        event.events = EPOLLIN if self.w.tap_armed else 0
+        event.data.u64 = TAP_EVENT + self.w.n_taps
+        self.w.n_taps += 1
+        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+
+    def add_port(self, str name, int fd, int plain_fd):
+        """Take a slave's sockets; return the port number for `publish`."""
+        cdef uint32_t i
+        cdef fp_port* p
+        cdef bytes raw = name.encode()
+        for i in range(MAX_SLAVES):
+            p = &self.shared.port[i]
+            if not p.open and p.fd == 0:
+                break
+        else:
+            raise ValueError(f"at most {MAX_SLAVES} slaves")
+        memset(&p.count, 0, sizeof(p.count))
+        p.fd, p.plain_fd = fd, plain_fd
+        p.first_tx = p.last_tx = p.last_rx = 0
+        p.reading = -1
+        p.question = p.answered = 0
+        p.answer = ALIVE
+        self._name(p, raw)
+        store_int(&p.open, 1)
+        return i
+
+    cdef _name(self, fp_port* p, bytes raw):
+        memset(p.name, 0, 16)
+        strncpy(p.name, raw, 15)
+
+    def rename_port(self, int port, str name):
+        """The slave's interface has another name now."""
+        self._name(&self.shared.port[port], name.encode())
+
+    def listen(self, int port):
+        """Begin to receive on a port, once a published table names it."""
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = port
+        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, self.shared.port[port].fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+
+    def ignore(self, int port):
+        """Stop receiving and watching; the published table no longer names the port."""
+        store_int(&self.shared.port[port].open, 0)
+        epoll_ctl(self.w.epoll, EPOLL_CTL_DEL, self.shared.port[port].fd, NULL)
+
+    def remove_port(self, int port):
+        """Forget a port that the worker has passed; its descriptors may be closed now."""
+        cdef fp_port* p = &self.shared.port[port]
+        p.fd = p.plain_fd = 0
+
+    def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
+                succession, uint32_t packets_per_slave, bint takeover, bint hold, uint32_t divert,
+                bytes address):
+        """Make this the table of every later batch, in one step; return its generation."""
+        cdef fp_table* t = <fp_table*>calloc(1, sizeof(fp_table))
+        cdef fp_table* old
+        if t is NULL:
+            raise MemoryError
+        t.generation = self.shared.table.generation + 1
+        t.spread, t.active, t.packets_per_slave = spread, active, packets_per_slave
+        t.takeover, t.hold, t.divert = takeover, hold, divert
+        t.can_transmit, t.receives = can_transmit, receives
+        for port in ports:
+            t.port[t.n] = port
+            t.n += 1
+        for slave in succession:
+            t.succession[t.n_succession] = slave
+            t.n_succession += 1
+        for slave, queue in enumerate(queue_ids):
+            if 0 < queue < 256:
+                t.queue_slave[queue] = slave + 1
+        memcpy(t.address, <const uint8_t*>address, 6)
+        self._free_retired()
+        old = swap_table(&self.shared.table, t)
+        if self.n_retired < MAX_SLAVES:
+            self.retired[self.n_retired] = old
+            self.n_retired += 1
+        fp_kick(self.w.kick)
+        return t.generation
+
+    cdef _free_retired(self):
+        """Free the tables that no batch can hold any more."""
+        cdef uint32_t i
+        if not self.passed(self.shared.table.generation):
+            return
+        for i in range(self.n_retired):
+            free(self.retired[i])
+        self.n_retired = 0
+
+    cpdef bint passed(self, uint64_t generation):
+        """Whether the worker has left every table older than this one."""
+        return load_u64(&self.w.seen) >= generation
+
+    def generation(self):
+        """Of the newest published table."""
+        return self.shared.table.generation
+
+    def set_interval(self, int64_t ns):
+        """How often the watch polls; 0: never."""
+        store_i64(&self.shared.interval, ns)
+        fp_kick(self.shared.watch_kick)
+
+    def set_reading(self, int port, int carrier):
+        """What control holds for a slave's carrier now: the watch tells only what differs."""
+        store_int(&self.shared.port[port].reading, carrier)
+
+    # ── what control reads ──
+
+    def news_fd(self):
+        """Readable when `news()` or `diverted()` has something."""
+        return self.shared.board.eventfd
+
+    def news(self):
+        """Take what worker and watch have told: (kind, ns, port, other port or None, carrier)."""
+        cdef fp_board* b = &self.shared.board
+        cdef fp_news item
+        found = []
+        fp_drain(b.eventfd)
+        pthread_mutex_lock(&b.lock)
+        while b.tail != b.head:
+            item = b.item[b.tail % NEWS]
+            b.tail += 1
+            found.append((item.kind, item.at, item.port, None if item.other == NOBODY else item.other,
+                          bool(item.carrier)))
+        pthread_mutex_unlock(&b.lock)
+        return found
+
+    def diverted(self):
+        """Take the diverted frames: (ns, port, kind, first bytes of the frame)."""
+        cdef fp_worker* w = self.w
+        cdef fp_diverted* slot
+        cdef uint32_t tail = w.divert_tail
+        found = []
+        while tail != load_u32(&w.divert_head):
+            slot = &w.divert[tail % DIVERT_RING]
+            found.append((slot.at, slot.port, slot.kind, slot.bytes[:slot.length]))
+            tail += 1
+            store_u32(&w.divert_tail, tail)
+        return found
+
+    def counters(self, int port):
+        """One slave's counters by name."""
+        cdef const uint64_t* value = <const uint64_t*>&self.shared.port[port].count
+        return {name: value[i] for i, name in enumerate(COUNTERS)}
+
+    def times(self, int port):
+        """(first sent since it took over, last sent, last received) of a slave in monotonic ns, 0: never."""
+        cdef fp_port* p = &self.shared.port[port]
+        return p.first_tx, p.last_tx, p.last_rx
+
+    def waiting(self):
+        """Frames that wait in the worker for a link or a MAC."""
+        return sum(self.shared.port[i].backlog.n for i in range(MAX_SLAVES))
+
+    def totals(self):
+        """The worker's own counters."""
+        cdef fp_worker* w = self.w
+        return {"tap_frames": w.tap_frames, "tap_bytes": w.tap_bytes, "no_slave": w.no_slave, "runt": w.runt}
+
+    def standing_in(self):
+        """Port number of the slave that the worker made provisionally active, or None."""
+        cdef int port = load_int(&self.w.stand_in)
+        return None if port < 0 else port
+
+    def seen_macs(self):
+        """Source MACs other than the bond's that were seen sending through it."""
+        cdef uint32_t i
+        cdef uint64_t mac
+        found = []
+        for i in range(SEEN):
+            mac = load_u64(&self.w.seen_mac[i])
+            if mac:
+                found.append((<uint8_t*>&mac)[:6])
+        return found
+
+
+# ── for the tests: single stations on bytes ──────────────────────────────────────────
+
+def put_tag_back(bytes packet, int tci, int tpid):
+    """`packet` (virtio-net header and frame, up to NEAR bytes) with a VLAN tag put back after the MACs."""
+    cdef uint8_t room[NEAR + HEADROOM]
+    cdef size_t length = len(packet)
+    cdef uint8_t* start
+    if not VNET_LEN + ETH_LEN <= length <= NEAR:
+        raise ValueError("packet too short or too long")
+    memcpy(room + HEADROOM, <const uint8_t*><const char*>packet, length)
+    start = vnet_put_tag_back(room + HEADROOM, tci, tpid)
+    return start[:length + 4]
+
+
+def frame_kind(bytes frame):
+    """KIND_* of a frame, 0 for ordinary traffic."""
+    return kind_of(<const uint8_t*><const char*>frame, len(frame))
+
+
+def frame_is_igmp(bytes frame):
+    """Whether balance-rr sends this frame on the active slave."""
+    return bool(is_igmp(<const uint8_t*><const char*>frame, len(frame)))

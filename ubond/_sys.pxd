@@ -1,0 +1,169 @@
+# cython: language_level=3
+"""The kernel's and libc's names that the frame path uses, and nothing of ours but thin spellings."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from * nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE 1
+    #endif
+    #include <errno.h>
+    #include <sched.h>
+    #include <string.h>
+    #include <time.h>
+    #include <unistd.h>
+    #include <pthread.h>
+    #include <sys/epoll.h>
+    #include <sys/eventfd.h>
+    #include <sys/ioctl.h>
+    #include <sys/mman.h>
+    #include <sys/socket.h>
+    #include <sys/timerfd.h>
+    #include <sys/uio.h>
+    #include <net/if.h>
+    #include <linux/ethtool.h>
+    #include <linux/if_packet.h>
+    #include <linux/sockios.h>
+    #include <linux/virtio_net.h>
+
+    static inline int64_t fp_now(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+
+    /* One-shot timer, `ns` from now; 0 disarms it. */
+    static inline void fp_arm(int fd, int64_t ns) {
+        struct itimerspec when = {{0, 0}, {ns / 1000000000, ns % 1000000000}};
+        timerfd_settime(fd, 0, &when, NULL);
+    }
+
+    static inline void fp_kick(int eventfd) {
+        uint64_t one = 1;
+        ssize_t ignored = write(eventfd, &one, sizeof one);
+        (void)ignored;
+    }
+
+    static inline void fp_drain(int eventfd) {
+        uint64_t value;
+        ssize_t ignored = read(eventfd, &value, sizeof value);
+        (void)ignored;
+    }
+
+    /* Carrier by ETHTOOL_GLINK: 1 there, 0 not, or -errno.  Waits for the RTNL lock. */
+    static inline int fp_carrier(int sock, const char *name) {
+        struct ethtool_value value = {.cmd = ETHTOOL_GLINK, .data = 0};
+        struct ifreq request;
+        memset(&request, 0, sizeof request);
+        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+        request.ifr_data = (char *)&value;
+        if (ioctl(sock, SIOCETHTOOL, &request) < 0)
+            return -errno;
+        return value.data != 0;
+    }
+
+    /* IFF_UP | IFF_RUNNING as they stand, or -errno.  Takes no lock; RUNNING may lag. */
+    static inline int fp_flags(int sock, const char *name) {
+        struct ifreq request;
+        memset(&request, 0, sizeof request);
+        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+        if (ioctl(sock, SIOCGIFFLAGS, &request) < 0)
+            return -errno;
+        return request.ifr_flags & (IFF_UP | IFF_RUNNING);
+    }
+
+    static inline int fp_take_socket_error(int sock) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        getsockopt(sock, SOL_SOCKET, SO_ERROR, &error, &size);
+        return error;
+    }
+
+    /* The VLAN tag that the kernel took off: 1 and its fields, or 0. */
+    static inline int fp_stripped_tag(struct msghdr *msg, uint16_t *tci, uint16_t *tpid) {
+        struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+        if (c && c->cmsg_level == SOL_PACKET && c->cmsg_type == PACKET_AUXDATA) {
+            struct tpacket_auxdata *aux = (struct tpacket_auxdata *)CMSG_DATA(c);
+            if (aux->tp_status & TP_STATUS_VLAN_VALID) {
+                *tci = aux->tp_vlan_tci;
+                *tpid = aux->tp_status & TP_STATUS_VLAN_TPID_VALID ? aux->tp_vlan_tpid : 0x8100;
+                return 1;
+            }
+        }
+        return 0;
+    }
+
+    #define FP_CONTROL CMSG_SPACE(sizeof(struct tpacket_auxdata))
+    #define fp_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+    #define fp_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    #define fp_swap(p, v) __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST)
+    """
+    int64_t fp_now()
+    void fp_arm(int fd, int64_t ns)
+    void fp_kick(int fd)
+    void fp_drain(int fd)
+    int fp_carrier(int sock, const char* name)
+    int fp_flags(int sock, const char* name)
+    int fp_take_socket_error(int sock)
+    int load_int "fp_load"(int* p)
+    void store_int "fp_store"(int* p, int value)
+    uint32_t load_u32 "fp_load"(uint32_t* p)
+    void store_u32 "fp_store"(uint32_t* p, uint32_t value)
+    uint64_t load_u64 "fp_load"(uint64_t* p)
+    void store_u64 "fp_store"(uint64_t* p, uint64_t value)
+    int64_t load_i64 "fp_load"(int64_t* p)
+    void store_i64 "fp_store"(int64_t* p, int64_t value)
+    const size_t FP_CONTROL
+
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int fp_stripped_tag(msghdr* msg, uint16_t* tci, uint16_t* tpid)
+    int sendmmsg(int fd, mmsghdr* messages, unsigned int n, int flags)
+    int recvmmsg(int fd, mmsghdr* messages, unsigned int n, int flags, void* timeout)
+    ssize_t read(int fd, void* buffer, size_t size)
+    ssize_t writev(int fd, const iovec* parts, int n)
+    int close(int fd)
+
+    union epoll_data:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int n, int timeout)
+    int eventfd(unsigned int value, int flags)
+    int timerfd_create(int clock, int flags)
+    const int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+    const int EPOLLIN, EPOLLERR, EPOLLHUP
+    const int EFD_CLOEXEC, EFD_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC
+    const int MSG_DONTWAIT, MSG_TRUNC
+    const int IFF_UP, IFF_RUNNING
+
+    void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
+    int munmap(void* address, size_t size)
+    const int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void* MAP_FAILED
+
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+
+    const int EAGAIN, EINTR, EMSGSIZE, EINVAL, ENETDOWN, ENXIO, ENODEV, ENOENT, ENOBUFS, EBADFD, EBADF, EIO
+    const int EOPNOTSUPP

@@ -1,0 +1,183 @@
+"""The engine room's door for the rest of the house: threads, tables, counters.
+
+The only importer of `_fastpath`.  Ports go by their slave's name here and by number there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+
+from ubond._fastpath import CARRIER, DEAD_LINK, TAP_GONE, Engine
+from ubond.bond.table import TxTable
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierRead:
+    """The watch read a slave's carrier, and it differs from what was told before."""
+
+    slave: str
+    carrier: bool
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLink:
+    """The worker found a slave's link dead; `stand_in` sends now, None when nobody does."""
+
+    slave: str
+    stand_in: str | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class TapGone:
+    """The bond's device was deleted."""
+
+    at: int
+
+
+News = CarrierRead | DeadLink | TapGone
+
+
+class Datapath:
+    """The worker and the watch of one bond."""
+
+    def __init__(self, taps: list[tuple[int, int]], probe: int) -> None:
+        """`taps`: (descriptor, queue number); `probe`: descriptor of a datagram socket for ioctls."""
+        self._engine = Engine(taps, probe)
+        self._ports: dict[str, int] = {}
+        self._listening: set[str] = set()
+        self._last: TxTable | None = None
+        self._threads = [
+            threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True),
+            threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Return when no thread touches a descriptor any more."""
+        self._engine.stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def add_queue(self, descriptor: int, queue: int) -> None:
+        """Serve one more queue of the TAP."""
+        self._engine.add_tap(descriptor, queue)
+
+    def add(self, slave: str, raw: int, plain: int) -> None:
+        """Take a slave's sockets.  Frames flow when a published table names it."""
+        self._ports[slave] = self._engine.add_port(slave, raw, plain)
+
+    def rename(self, old: str, new: str) -> None:
+        self._ports[new] = self._ports.pop(old)
+        if old in self._listening:
+            self._listening.remove(old)
+            self._listening.add(new)
+        self._engine.rename_port(self._ports[new], new)
+
+    async def remove(self, slave: str) -> None:
+        """Return when no batch can use the slave's sockets, so that they may be closed.
+
+        The published table must no longer name it.
+        """
+        port = self._ports[slave]
+        self._engine.ignore(port)
+        self._listening.discard(slave)
+        generation = self._engine.generation()
+        while not self._engine.passed(generation) and self._threads[0].is_alive():
+            await asyncio.sleep(0.0005)
+        self._engine.remove_port(port)
+        del self._ports[slave]
+
+    def publish(self, table: TxTable) -> None:
+        """Make this the table of every later batch, and receive on exactly the slaves it names."""
+        bits = range(len(table.slaves))
+        self._engine.publish(
+            table.spread,
+            [self._ports[slave.port] for slave in table.slaves],
+            sum(1 << i for i in bits if table.slaves[i].can_transmit),
+            sum(1 << i for i in bits if table.slaves[i].receives),
+            [slave.queue_id for slave in table.slaves],
+            -1 if table.active is None else table.active,
+            table.succession,
+            table.packets_per_slave,
+            table.takeover,
+            table.hold,
+            table.divert,
+            table.address,
+        )
+        self._last = table
+        named = {slave.port for slave in table.slaves}
+        for slave in named - self._listening:
+            self._engine.listen(self._ports[slave])
+            self._listening.add(slave)
+
+    def confirm(self) -> None:
+        """Publish the last table again: what the worker did provisionally ends with it."""
+        if self._last is not None:
+            self.publish(self._last)
+
+    def set_interval(self, ns: int) -> None:
+        """How often carriers are polled; 0: never."""
+        self._engine.set_interval(ns)
+
+    def read_again(self, slave: str) -> None:
+        """Have the watch tell this slave's carrier anew, whatever it told before."""
+        self._engine.set_reading(self._ports[slave], -1)
+
+    def believe(self, slave: str, carrier: bool) -> None:
+        """What control holds for true now; the watch tells only what differs from it."""
+        if slave in self._ports:
+            self._engine.set_reading(self._ports[slave], carrier)
+
+    @property
+    def news_fd(self) -> int:
+        """Readable when `news` or `diverted` has something."""
+        return self._engine.news_fd()
+
+    def news(self) -> list[News]:
+        """What worker and watch have told since the last call, in order."""
+        names = {port: slave for slave, port in self._ports.items()}
+        found: list[News] = []
+        for kind, at, port, other, carrier in self._engine.news():
+            if kind == TAP_GONE:
+                found.append(TapGone(at))
+            elif port not in names:
+                continue  # of a slave released since
+            elif kind == CARRIER:
+                found.append(CarrierRead(names[port], carrier, at))
+            elif kind == DEAD_LINK:
+                found.append(DeadLink(names[port], None if other is None else names.get(other), at))
+        return found
+
+    def diverted(self) -> list[tuple[int, str, bytes]]:
+        """Frames diverted since the last call: (ns, slave, first bytes)."""
+        names = {port: slave for slave, port in self._ports.items()}
+        return [(at, names[port], frame) for at, port, _, frame in self._engine.diverted() if port in names]
+
+    def stand_in(self) -> str | None:
+        """The slave that the worker made provisionally active, if any."""
+        port = self._engine.standing_in()
+        return next((slave for slave, number in self._ports.items() if number == port), None)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Counters of each slave, by name."""
+        return {slave: self._engine.counters(port) for slave, port in self._ports.items()}
+
+    def totals(self) -> dict[str, int]:
+        """Counters of the worker: frames taken from the TAP, those with nowhere to go, runts."""
+        return self._engine.totals()
+
+    def times(self, slave: str) -> tuple[int, int, int]:
+        """(first sent in its present term, last sent, last received), monotonic ns, 0: never."""
+        return self._engine.times(self._ports[slave])
+
+    def seen_macs(self) -> list[bytes]:
+        """Source MACs other than the bond's that were seen sending through it."""
+        return self._engine.seen_macs()

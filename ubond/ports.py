@@ -1,0 +1,228 @@
+"""The TAP and the slaves' raw sockets: opened, set up and closed here, used by the worker.
+
+Packet sockets see frames before the slave's ingress hook, so closing that hook takes
+nothing from us.  Sources: linux/if_tun.h, packet(7), Documentation/networking/tuntap.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+
+import pytun
+
+from ubond.bond.events import DoorError, SlaveFacts
+
+# linux/if_tun.h
+_IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x1000, 0x4000, 0x0100, 0x8000
+_TUNSETOFFLOAD, _TUNSETCARRIER, _TUNSETIFF = 0x400454D0, 0x400454E2, 0x400454CA
+TUN_CSUM, TUN_TSO4, TUN_TSO6, TUN_TSO_ECN, TUN_USO4, TUN_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+
+# linux/if_packet.h, asm/socket.h
+_SOL_PACKET = 263
+_PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR = 1, 2, 8, 15
+_PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 20, 23
+_PACKET_MR_PROMISC, _PACKET_MR_ALLMULTI = 1, 2
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MARK = 32, 33, 36
+_ETH_P_ALL = 0x0003
+
+_SIOCSIFTXQLEN = 0x8943
+TX_QUEUE = 8192
+"""Frames that the TAP holds for the worker: at 100,000 a second the default of 1000 is 10 ms."""
+
+RECEIVE_BUFFER, SEND_BUFFER = 16 << 20, 4 << 20
+
+
+class Tap:
+    """The bond's device.  Not persistent: it goes when the last of its queues is closed."""
+
+    def __init__(self, name: str, queues: int = 1) -> None:
+        """Make the device.  DoorError(EEXIST) when the name is taken, EPERM/ENOENT without rights or device."""
+        self.name = name
+        self._queues = [self._open(_IFF_TUN_EXCL)]
+        for _ in range(1, queues):
+            self.add_queue()
+        self._ioctl_name(_SIOCSIFTXQLEN, "SIOCSIFTXQLEN", struct.pack("i", TX_QUEUE))
+
+    def _open(self, extra: int = 0) -> pytun.TunTapDevice:
+        flags = pytun.IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE | extra
+        try:
+            queue = pytun.TunTapDevice(self.name, flags)
+        except (pytun.Error, OSError) as error:
+            number = error.args[0] if error.args and isinstance(error.args[0], int) else errno.EIO
+            if not os.path.exists("/dev/net/tun"):
+                raise DoorError("open /dev/net/tun", errno.ENOENT, self.name) from None
+            # A taken name is EBUSY (a TAP's, with EXCL) or EINVAL (another device's).
+            if self.name in (name for _, name in socket.if_nameindex()):
+                number = errno.EEXIST
+            raise DoorError("TUNSETIFF", number, self.name) from None
+        # pytun leaves its descriptor blocking and open across exec.
+        os.set_inheritable(queue.fileno(), False)
+        os.set_blocking(queue.fileno(), False)
+        return queue
+
+    def add_queue(self) -> int:
+        """Attach one more queue; return its descriptor."""
+        self._queues.append(self._open())
+        return self._queues[-1].fileno()
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [queue.fileno() for queue in self._queues]
+
+    def set_offload(self, flags: int) -> int:
+        """Offer these offloads (TUN_*) to the host's stack; return those taken (USO may be unknown)."""
+        for offer in (flags, flags & ~(TUN_USO4 | TUN_USO6)):
+            try:
+                fcntl.ioctl(self.descriptors[0], _TUNSETOFFLOAD, offer)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise DoorError("TUNSETOFFLOAD", error.errno or errno.EIO, self.name) from None
+            else:
+                return offer
+        raise DoorError("TUNSETOFFLOAD", errno.EINVAL, self.name)
+
+    def set_carrier(self, carrier: bool) -> None:
+        try:
+            fcntl.ioctl(self.descriptors[0], _TUNSETCARRIER, struct.pack("i", carrier))
+        except OSError as error:
+            raise DoorError("TUNSETCARRIER", error.errno or errno.EIO, self.name) from None
+
+    def _ioctl_name(self, request: int, call: str, value: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            try:
+                fcntl.ioctl(sock, request, struct.pack("16s24s", self.name.encode(), value))
+            except OSError as error:
+                raise DoorError(call, error.errno or errno.EIO, self.name) from None
+
+    def close(self) -> None:
+        for queue in self._queues:
+            queue.close()
+        self._queues.clear()
+
+
+@dataclass(slots=True)
+class Port:
+    """One slave's two sockets.
+
+    `raw` receives everything and sends past the qdisc, so that a dead link is told at
+    once; `plain` sends the ordinary way.  `shortcomings`: what could not be had, for `status`.
+    """
+
+    name: str
+    index: int
+    raw: socket.socket
+    plain: socket.socket
+    shortcomings: list[str] = field(default_factory=list)
+
+    def set_promiscuous(self, on: bool) -> None:
+        """Receive frames to any MAC.  The membership goes with the socket: nothing to restore."""
+        request = struct.pack("iHH8s", self.index, _PACKET_MR_PROMISC, 0, b"")
+        option = _PACKET_ADD_MEMBERSHIP if on else _PACKET_DROP_MEMBERSHIP
+        try:
+            self.raw.setsockopt(_SOL_PACKET, option, request)
+        except OSError as error:
+            if on:      # dropping what the kernel has dropped already is no failure
+                raise DoorError("PACKET_ADD_MEMBERSHIP", error.errno or errno.EIO, self.name) from None
+
+    def send(self, frame: bytes) -> None:
+        """Send one control frame the ordinary way, in front of no batch."""
+        try:
+            self.plain.send(bytes(10) + frame)
+        except OSError as error:
+            raise DoorError("send", error.errno or errno.EIO, self.name) from None
+
+    def close(self) -> None:
+        self.raw.close()
+        self.plain.close()
+
+
+def open_port(name: str, index: int, *, mark: int, bypass: bool = True) -> Port:
+    """Open a slave's sockets and begin to receive.  `mark`: what the egress gate lets pass (SO_MARK)."""
+    call = "socket(AF_PACKET)"
+    raw = plain = None
+    try:
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        plain = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        port = Port(name, index, raw, plain)
+        for sock in (raw, plain):
+            sock.setblocking(False)
+            call = "PACKET_VNET_HDR"
+            sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+            _set_buffer(port, sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER, "net.core.wmem_max")
+            call = "SO_MARK"
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        call = "PACKET_AUXDATA"
+        raw.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        call = "PACKET_IGNORE_OUTGOING"
+        raw.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        if bypass:
+            call = "PACKET_QDISC_BYPASS"
+            raw.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+        _set_buffer(port, raw, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER, "net.core.rmem_max")
+        call = "PACKET_ADD_MEMBERSHIP"
+        raw.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP,
+                       struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b""))
+        call = "bind"
+        plain.bind((name, 0))
+        raw.bind((name, _ETH_P_ALL))
+    except OSError as error:
+        for sock in (raw, plain):
+            if sock is not None:
+                sock.close()
+        raise DoorError(call, error.errno or errno.EIO, name) from None
+    return port
+
+
+def _set_buffer(port: Port, sock: socket.socket, force: int, ask: int, size: int, sysctl: str) -> None:
+    """Ask for a buffer beyond the system's limit, else for what the limit gives, and say so."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, ask, size)
+        got = sock.getsockopt(socket.SOL_SOCKET, ask) // 2
+        if got < size:
+            said = f"buffer of {got >> 10} KiB instead of {size >> 10} KiB: raise {sysctl}"
+            if said not in port.shortcomings:
+                port.shortcomings.append(said)
+
+
+def open_probe() -> socket.socket:
+    """A datagram socket for ioctls about links."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+# The kernel's feature strings that one offload of the TAP needs on every slave.
+_NEEDED = (
+    (TUN_TSO4, ("tx-tcp-segmentation",)),
+    (TUN_TSO6, ("tx-tcp6-segmentation",)),
+    (TUN_TSO_ECN, ("tx-tcp-segmentation", "tx-tcp-ecn-segmentation")),
+    (TUN_USO4 | TUN_USO6, ("tx-udp-segmentation",)),
+)
+_CHECKSUMS = ("tx-checksum-ip-generic",), ("tx-checksum-ipv4", "tx-checksum-ipv6")
+
+
+def offloads(slaves: list[SlaveFacts]) -> int:
+    """The TUN_* flags that every one of these slaves can carry out; 0 without slaves.
+
+    A bypassing socket does not segment in software, so what one slave cannot do is not offered.
+    """
+    if not slaves:
+        return 0
+
+    def all_have(names: tuple[str, ...]) -> bool:
+        return all(slave.features.get(name, False) for slave in slaves for name in names)
+
+    if not any(all(all(s.features.get(n, False) for n in names) for s in slaves) for names in _CHECKSUMS):
+        return 0
+    flags = TUN_CSUM
+    if not all_have(("tx-scatter-gather",)):
+        return flags
+    for flag, names in _NEEDED:
+        if all_have(names):
+            flags |= flag
+    return flags
