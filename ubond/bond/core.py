@@ -1,0 +1,458 @@
+"""Bond: one bond's decisions.  Events and a clock's readings in, actions out.
+
+    bond = Bond("bond0", mac=..., random_mac=...)
+    for action in bond.handle(event, now): perform(action)
+    wake me at bond.deadline()
+
+No sockets, no clock, no threads.  Every event ends alike: what is due at its time is done,
+then it is seen who sends now, and whatever that changes goes into one transaction.
+"""
+
+from __future__ import annotations
+
+import errno as E
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from ubond.bond import announce, failover, membership, modes, setters
+from ubond.bond.events import (
+    Action,
+    ActionFailed,
+    ActiveChanged,
+    AnnounceSeen,
+    BondClosed,
+    BondMacChanged,
+    BondMtuChanged,
+    BondOpened,
+    CarrierChanged,
+    Enslaved,
+    EnslaveRequested,
+    Event,
+    Forget,
+    Level,
+    LinkDead,
+    OptionWritten,
+    PublishTable,
+    ReleaseRequested,
+    Remember,
+    SendFrames,
+    SetBondCarrier,
+    SetBondMac,
+    SetBondMtu,
+    SetSlaveMac,
+    SetSlaveMtu,
+    SlaveGone,
+    SlaveRenamed,
+    SpeedRead,
+    UppersChanged,
+    Woken,
+)
+from ubond.bond.membership import Taking
+from ubond.bond.monitor import MS, RESEND_EVERY, Grid, Rounds, look, without_delay
+from ubond.bond.options import FailOverMac, OptionError, Refused
+from ubond.bond.slave import Slave
+from ubond.bond.snapshot import BondSnapshot
+from ubond.bond.state import MacKind, State
+from ubond.bond.table import TxTable
+from ubond.bond.transaction import Recovery, Transaction
+from ubond.wire import MacAddr
+
+#: How many transactions are remembered, for the case that one of their actions fails.
+REMEMBERED = 32
+#: The interface is not there any more: nothing is left to give back.
+VANISHED = (E.ENODEV, E.ENXIO, E.ENOENT)
+
+
+class Bond:
+    """One bond: its slaves, mode and monitors.
+
+    `mac`: the device's MAC; `mac_set`: the administrator chose it, so the first slave does
+    not give its own.  `random_mac` makes an address where one is needed.  `tx_queues`: the
+    highest `queue_id`.  `strict`: do as the driver does, also where ubond does better:
+    every link change waits for the monitor's pass, nobody stands in, and mode and
+    fail_over_mac change only where the driver allows it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        mac: MacAddr,
+        random_mac: Callable[[], MacAddr],
+        mac_set: bool = False,
+        mtu: int = 1500,
+        strict: bool = False,
+        tx_queues: int = 16,
+    ) -> None:
+        kind = MacKind.SET if mac_set else MacKind.RANDOM
+        self._state = State(name, mac, kind, mtu, strict, tx_queues, random_mac)
+        self._taking: dict[str, Taking] = {}
+        self._grid = Grid()
+        self._looked = 0
+        self._peers, self._reports = Rounds(), Rounds()
+        self._published: TxTable | None = None
+        self._carrier_told: bool | None = None
+        self._provisional = False
+        self._transactions: deque[tuple[tuple[Action, ...], Recovery | None]] = deque(maxlen=REMEMBERED)
+
+    def handle(self, event: Event, now: int) -> list[Action]:
+        """Take in one event seen at `now` (monotonic ns); return what to do, in order.
+
+        Raises Refused (OptionError) for an operator's event that cannot be done; then
+        nothing has changed.
+        """
+        out = Transaction()
+        self._take_in(event, now, out)
+        self._pass_if_due(now, out)
+        self._settle(now, out)
+        self._announce_if_due(now, out)
+        actions = out.actions()
+        if actions:
+            self._transactions.append((tuple(actions), out.recovery))
+        return actions
+
+    def deadline(self) -> int | None:
+        """When `handle(Woken(), ...)` is next due, or None while nothing is pending."""
+        if not self._state.up:
+            return None
+        times = [self._peers.deadline, self._reports.deadline]
+        if self._pass_pending():
+            times.append(self._grid.after(self._looked))
+        return min((time for time in times if time is not None), default=None)
+
+    def snapshot(self) -> BondSnapshot:
+        """The bond as it stands."""
+        state = self._state
+        options = state.settings.read_back()
+        selects = modes.rules(state).selects
+        active = state.active.name if state.active is not None and selects else None
+        primary = state.primary.name if state.primary is not None and selects else None
+        options |= {
+            "active_slave": active or "",
+            "primary": primary or "",
+            "slaves": " ".join(slave.name for slave in state.slaves),
+            "queue_id": " ".join(f"{slave.name}:{slave.queue_id}" for slave in state.slaves),
+            "prio": " ".join(f"{slave.name}:{slave.prio}" for slave in state.slaves),
+        }
+        return BondSnapshot(
+            name=state.name,
+            mode=state.settings.mode,
+            options=options,
+            up=state.up,
+            carrier=state.carrier,
+            mac=state.mac,
+            mtu=state.mtu,
+            primary=primary,
+            active_slave=active,
+            stand_in=None if state.stand_in is None else state.stand_in.name,
+            slaves=tuple(slave.snapshot() for slave in state.slaves),
+            monitored=state.monitored,
+        )
+
+    # ── events ───────────────────────────────────────────────────────────────────────
+
+    def _take_in(self, event: Event, now: int, out: Transaction) -> None:
+        state = self._state
+        match event:
+            case Woken():
+                pass
+            case CarrierChanged(name, carrier, source):
+                self._carrier(name, carrier, f"by {source}", out)
+            case LinkDead(name, stand_in):
+                if stand_in is not None:
+                    self._published = None  # the worker follows its own choice until a table comes
+                self._carrier(name, False, "while sending", out)
+            case SpeedRead(name, speed, duplex):
+                if (slave := state.find(name)) is not None:
+                    slave.reported = (speed, duplex)
+            case UppersChanged(uppers):
+                state.uppers = uppers
+            case OptionWritten():
+                self._written(event, now, out)
+            case EnslaveRequested():
+                self._enslave(event, out)
+            case Enslaved(facts):
+                if (taking := self._taking.pop(facts.name, None)) is not None:
+                    slave = membership.join(state, facts, taking.held, out)
+                    self._look_at_once(slave, f"{slave.name} was enslaved", out)
+            case ReleaseRequested(name):
+                self._release(name, out)
+            case SlaveGone(name, why):
+                if self._taking.pop(name, None) is not None:
+                    out.steps.append(Forget(name))
+                if (slave := state.find(name)) is not None:
+                    membership.gone(state, slave, out, why)
+            case SlaveRenamed(old, new):
+                if (slave := state.find(old)) is not None:
+                    membership.rename(state, slave, new, out)
+            case BondOpened():
+                state.up, self._carrier_told = True, None
+                modes.set_roles(state)
+                self._restart_monitor(now, out)
+            case BondClosed():
+                state.up, self._carrier_told = False, None
+                self._peers.stop()
+                self._reports.stop()
+            case BondMacChanged(mac):
+                self._bond_mac(mac, out)
+            case BondMtuChanged(mtu):
+                self._bond_mtu(mtu, out)
+            case ActionFailed():
+                self._failed(event, out)
+
+    def _carrier(self, name: str, carrier: bool, source: str, out: Transaction) -> None:
+        slave = self._state.find(name)
+        if slave is not None and slave.carrier is not carrier:
+            slave.carrier = carrier
+            what = "returned" if carrier else "lost"
+            self._look_at_once(slave, f"link of {name} {what}, seen {source}", out)
+
+    def _look_at_once(self, slave: Slave, why: str, out: Transaction) -> None:
+        """Act on a reading without waiting for a pass, where no delay asks to wait."""
+        state = self._state
+        if state.up and state.monitored and not state.strict and without_delay(state, slave):
+            look(state, [slave], out, why)
+
+    def _written(self, event: OptionWritten, now: int, out: Transaction) -> None:
+        name = next(iter(event.text[1:16].split()), "")
+        if event.name == "slaves" and event.text.startswith("-") and name:
+            slave = self._state.find(name)
+            if slave is None:
+                raise OptionError(E.EINVAL, [f"option slaves: invalid value ({event.text})"])
+            membership.release(self._state, slave, out)
+            return
+        setters.write(self._state, event, out)
+        if event.name == "miimon" and self._state.up:
+            self._restart_monitor(now, out)
+
+    def _enslave(self, event: EnslaveRequested, out: Transaction) -> None:
+        name = event.facts.name
+        if name in self._taking:
+            raise Refused(E.EBUSY, [f"(slave {name}): Error: Device is being enslaved already"])
+        taking = membership.take(self._state, event, self._has_slaves(), out)
+        self._taking[name] = taking
+
+        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+            if self._taking.get(name) is taking:
+                del self._taking[name]
+            out.log(Level.ERROR, f"Enslaving failed: {failed.error}", name)
+            membership.give_up(self._state, taking, failed.done, self._has_slaves(), out)
+
+        out.recovery = recover
+
+    def _has_slaves(self) -> bool:
+        return bool(self._state.slaves or self._taking)
+
+    def _release(self, name: str, out: Transaction) -> None:
+        slave = self._state.find(name)
+        if slave is None:
+            raise Refused(E.EINVAL, [f"(slave {name}): Error: Device is not a slave of {self._state.name}"])
+        membership.release(self._state, slave, out)
+
+    # ── the device on top ────────────────────────────────────────────────────────────
+
+    def _bond_mac(self, mac: MacAddr, out: Transaction) -> None:
+        """Somebody gave the bond another MAC: the slaves follow, or it is put back.
+
+        With fail_over_mac the slaves' MACs are their own, so the bond's cannot be chosen.
+        """
+        state = self._state
+        if mac == state.mac:
+            return
+        before, kind = state.mac, state.mac_kind
+        if not mac.is_valid_unicast or modes.mac_policy(state) is not FailOverMac.NONE:
+            state.mac_kind = MacKind.SET if mac.is_valid_unicast else kind
+            out.moves.append(SetBondMac(before))
+            return
+        state.take_bond_mac(mac)
+        state.mac_kind = MacKind.SET
+        for slave in state.slaves:
+            state.set_slave_mac(slave, mac, out)
+
+        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+            out.log(Level.ERROR, f"The MAC of the bond stays {before}: {failed.error}")
+            state.take_bond_mac(before)
+            state.mac_kind = kind
+            out.moves.append(SetBondMac(before))
+            done = {action.slave for action in failed.done if isinstance(action, SetSlaveMac)}
+            for slave in state.slaves:
+                if slave.name in done:
+                    state.set_slave_mac(slave, before, out)
+                elif slave.mac == mac:
+                    slave.mac = slave.mac_before or before
+            self._carry_on_after(rest, out)
+
+        out.recovery = recover
+
+    def _bond_mtu(self, mtu: int, out: Transaction) -> None:
+        """Somebody gave the bond another MTU: the slaves follow, all or none."""
+        state = self._state
+        before = {slave: (slave.mtu, slave.held) for slave in state.slaves}
+        bond_before, state.mtu = state.mtu, mtu
+        for slave in state.slaves:
+            self._slave_mtu(slave, mtu, out)
+
+        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+            out.log(Level.ERROR, f"The MTU of the bond stays {bond_before}: {failed.error}")
+            done = {action.slave for action in failed.done if isinstance(action, SetSlaveMtu)}
+            for slave, (old, held) in before.items():
+                if slave.name in done:
+                    self._slave_mtu(slave, old, out)
+                elif slave.mtu == mtu:
+                    slave.mtu, slave.held = old, held
+            state.mtu = bond_before
+            out.steps.append(SetBondMtu(bond_before))
+
+        out.recovery = recover
+
+    @staticmethod
+    def _slave_mtu(slave: Slave, mtu: int, out: Transaction) -> None:
+        if slave.mtu != mtu:
+            slave.mtu, slave.held = mtu, replace(slave.held, mtu_set=mtu)
+            out.steps.extend([Remember(slave.held), SetSlaveMtu(slave.name, mtu)])
+
+    # ── time ─────────────────────────────────────────────────────────────────────────
+
+    def _restart_monitor(self, now: int, out: Transaction) -> None:
+        """Begin a new grid of passes with one at once."""
+        state = self._state
+        self._grid = Grid(now, state.settings.miimon * MS)
+        self._looked = now
+        if state.monitored:
+            look(state, state.slaves, out, "the monitor has started")
+
+    def _pass_pending(self) -> bool:
+        state = self._state
+        return state.up and state.monitored and any(slave.unsettled for slave in state.slaves)
+
+    def _pass_if_due(self, now: int, out: Transaction) -> None:
+        """Run one pass if its time has come; passes that were missed are not made up."""
+        state = self._state
+        if self._pass_pending() and now >= self._grid.after(self._looked):
+            look(state, state.slaves, out, "seen by the monitor")
+        self._looked = max(self._looked, now)
+
+    # ── what follows from it all ─────────────────────────────────────────────────────
+
+    def _settle(self, now: int, out: Transaction) -> None:
+        """See who sends now, and bring addresses, table, carrier and neighbours in line."""
+        state, mode = self._state, modes.rules(self._state)
+        state.stand_in = failover.find_stand_in(state)
+        sender, before = failover.sender(state), state.sender
+        state.sender = sender
+        if mode.selects and sender is not before:
+            failover.move_macs(state, sender, out)
+        failover.update_carrier(state)
+        table = modes.tx_table(state, sender, failover.succession(state))
+        if table != self._published:
+            self._published, out.table = table, PublishTable(table)
+        if state.up and state.carrier is not self._carrier_told:
+            self._carrier_told, out.carrier = state.carrier, SetBondCarrier(state.carrier)
+        provisional = state.stand_in is not None
+        moved = mode.selects and (sender is not before or provisional is not self._provisional)
+        if moved:
+            old, new = (None if slave is None else slave.name for slave in (before, sender))
+            out.news.append(ActiveChanged(old, new, out.changed or self._why_standing(), provisional))
+        self._provisional = provisional and mode.selects
+        if state.up and (moved or out.changed is not None):
+            self._begin_announcing(now, out)
+
+    def _why_standing(self) -> str:
+        state = self._state
+        if state.stand_in is not None and state.active is not None:
+            return f"{state.stand_in.name} stands in for {state.active.name}, which has lost its link"
+        return "the link has returned in time"
+
+    def _begin_announcing(self, now: int, out: Transaction) -> None:
+        """Tell everybody of the new sender: the first round at once, the others by the clock."""
+        state, mode, settings = self._state, modes.rules(self._state), self._state.settings
+        self._peers.stop()
+        self._reports.stop()
+        if mode.selects and state.sender is not None:
+            passes = max(1, settings.number("peer_notif_delay"))
+            if self._peers.start(settings.number("num_unsol_na"), passes * settings.miimon * MS, now):
+                self._send_notification(out)
+                out.frames.append(AnnounceSeen(state.sender.name))
+        if mode.resends and self._reports.start(settings.number("resend_igmp"), RESEND_EVERY, now):
+            self._send_reports(out)
+
+    def _announce_if_due(self, now: int, out: Transaction) -> None:
+        if self._peers.run(now):
+            self._send_notification(out)
+        if self._reports.run(now):
+            self._send_reports(out)
+
+    def _send_notification(self, out: Transaction) -> None:
+        self._send(announce.peer_notification(self._state.announcing()), "peer notification", out)
+
+    def _send_reports(self, out: Transaction) -> None:
+        self._send(announce.membership_reports(self._state.announcing()), "membership reports", out)
+
+    def _send(self, frames: tuple[bytes, ...], what: str, out: Transaction) -> None:
+        """Send on the slave that sends now; without one the round is lost, as with the driver."""
+        if frames and self._state.sender is not None:
+            out.frames.append(SendFrames(self._state.sender.name, frames, what))
+
+    # ── when an action fails ─────────────────────────────────────────────────────────
+
+    def _failed(self, failed: ActionFailed, out: Transaction) -> None:
+        """One action failed and cancelled what came after it: undo, or go on without it."""
+        tried = (*failed.done, failed.action)
+        for actions, recovery in reversed(self._transactions):
+            if actions[: len(tried)] == tried:
+                (recovery or self._go_on)(failed, actions[len(tried) :], out)
+                return
+        self._go_on(failed, (), out)
+
+    def _go_on(self, failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+        """Note what is not as it should be, and do what was cancelled and is still right."""
+        state = self._state
+        match failed.action:
+            case SetSlaveMac(name, mac):
+                rest = tuple(self._mac_not_set(name, mac, failed.errno, rest, out))
+            case SetBondMac():
+                out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
+                state.take_bond_mac(state.mac_before or state.mac)
+            case PublishTable():
+                self._published = None
+                out.log(Level.ERROR, f"The frame path did not take a table: {failed.error}")
+            case SetBondCarrier():
+                self._carrier_told = None
+                out.log(Level.ERROR, f"The bond's carrier could not be set: {failed.error}")
+            case action:
+                slave = getattr(action, "slave", None)
+                out.log(Level.ERROR, f"{type(action).__name__} failed: {failed.error}", slave)
+                if failed.errno not in VANISHED:
+                    # Something of the slave's could not be given back: the journal keeps it.
+                    rest = tuple(each for each in rest if each != Forget(slave or ""))
+        self._carry_on_after(rest, out)
+
+    def _mac_not_set(
+        self, name: str, mac: MacAddr, errno: int, rest: Iterable[Action], out: Transaction
+    ) -> Iterable[Action]:
+        """A slave kept its MAC: the swap that it was part of ends here."""
+        state = self._state
+        which = "new" if mac == state.mac else "old"
+        if (slave := state.find(name)) is None:
+            out.log(Level.ERROR, f"Error {-errno} giving the MAC back", name)
+            return [action for action in rest if errno in VANISHED or action != Forget(name)]
+        out.log(Level.ERROR, f"Error {-errno} setting MAC of {which} active slave", name)
+        slave.mac = slave.mac_before or slave.mac
+        for action in rest:
+            if isinstance(action, SetSlaveMac) and (other := state.find(action.slave)) is not None:
+                other.mac = other.mac_before or other.mac
+        return [action for action in rest if not isinstance(action, SetSlaveMac)]
+
+    def _carry_on_after(self, rest: Iterable[Action], out: Transaction) -> None:
+        """Do the cancelled actions; tables and carriers only if they are still the latest."""
+        for action in rest:
+            match action:
+                case PublishTable(table):
+                    if table == self._published:
+                        out.table = action
+                case SetBondCarrier(carrier):
+                    if carrier == self._carrier_told:
+                        out.carrier = action
+                case _:
+                    out.steps.append(action)

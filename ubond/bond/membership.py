@@ -1,0 +1,176 @@
+"""Joining and leaving: what becomes of the bond when a slave comes, goes or is renamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ubond.bond import enslave, failover, modes
+from ubond.bond.enslave import Step
+from ubond.bond.events import (
+    Action,
+    ClosePort,
+    EnslaveRequested,
+    Forget,
+    Held,
+    Level,
+    Remember,
+    SetBondMac,
+    SlaveFacts,
+)
+from ubond.bond.options import FailOverMac
+from ubond.bond.slave import Link, Slave
+from ubond.bond.snapshot import LinkState
+from ubond.bond.state import MacKind, State
+from ubond.bond.transaction import Transaction
+from ubond.wire import MacAddr
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """An interface on its way into the bond; `gave_mac`: the bond took its MAC from it."""
+
+    held: Held
+    steps: tuple[Step, ...]
+    gave_mac: bool
+
+
+def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) -> Taking:
+    """Check an interface and begin to enslave it; `others`: it is not the first.
+
+    Raises Refused, and then nothing has changed.
+    """
+    facts = event.facts
+    enslave.check(
+        facts,
+        state.name,
+        is_slave=any(slave.index == facts.index for slave in state.slaves),
+        take_addresses=event.take_addresses,
+        strict=state.strict,
+    )
+    gives_mac = not others and state.mac_kind is MacKind.RANDOM and facts.mac != state.mac
+    if gives_mac:
+        state.take_bond_mac(facts.mac)
+        state.mac_kind = MacKind.STOLEN
+    set_mac = mac_for(state, facts, others)
+    held = enslave.plan(
+        facts, state.name, mtu=state.mtu, set_mac=set_mac, take_addresses=event.take_addresses
+    )
+    steps = enslave.steps(held, facts, set_mac)
+    if gives_mac:
+        # After the journal is written and before the slave is touched.
+        steps = (steps[0], Step(SetBondMac(state.mac)), *steps[1:])
+    out.steps.extend(step.do for step in steps)
+    return Taking(held, steps, gives_mac)
+
+
+def mac_for(state: State, facts: SlaveFacts, others: bool) -> MacAddr | None:
+    """The MAC that a new slave gets, None if it keeps its own."""
+    match modes.mac_policy(state):
+        case FailOverMac.NONE:
+            return state.mac
+        case FailOverMac.FOLLOW if others and facts.mac == state.mac:
+            return state.random_mac()
+        case _:
+            return None
+
+
+def give_up(state: State, taking: Taking, done: tuple[Action, ...], others: bool, out: Transaction) -> None:
+    """Take back the steps that were done when one of them failed."""
+    out.steps.extend(enslave.undo(taking.steps, done))
+    if taking.gave_mac and not others:
+        state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)
+
+
+def first_link(state: State, carrier: bool) -> Link:
+    """Where the link of a new slave stands: unmonitored links count as up."""
+    if not state.monitored:
+        return Link(LinkState.UP)
+    if not carrier:
+        return Link(LinkState.DOWN)
+    updelay = state.settings.delays.up
+    return Link(LinkState.BACK, updelay) if updelay else Link(LinkState.UP)
+
+
+def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave:
+    """Make an interface that has gone through all steps a slave."""
+    slave = Slave(
+        name=facts.name,
+        index=facts.index,
+        mac=facts.mac,
+        mtu=facts.mtu,
+        held=held,
+        link=first_link(state, facts.carrier),
+        carrier=facts.carrier,
+        reported=(facts.speed, facts.duplex),
+    )
+    slave.read_speed()
+    state.slaves.append(slave)
+    if modes.mac_policy(state) is FailOverMac.NONE:
+        # The bond's MAC may have changed while the steps were under way.
+        state.set_slave_mac(slave, state.mac, out)
+    if slave.name == state.settings.primary:
+        state.primary, state.forced = slave, True
+    failover.update_carrier(state)
+    if modes.rules(state).selects:
+        failover.select(state, out, f"{slave.name} was enslaved")
+    elif state.active is None and slave.up:
+        state.active = slave
+    modes.set_roles(state)
+    role = "a backup" if slave.backup else "an active"
+    link = "a down" if slave.link.state is LinkState.DOWN else "an up"
+    out.info(f"Enslaving as {role} interface with {link} link", slave.name)
+    return slave
+
+
+def leave(state: State, slave: Slave, out: Transaction, why: str) -> None:
+    """Take a slave out of the bond; what happens to its interface is the caller's."""
+    state.slaves.remove(slave)
+    # It has been made inactive by now, so the driver says `backup` whatever it was.
+    out.info("Releasing backup interface", slave.name)
+    if slave is state.primary:
+        state.primary = None  # the configured name stays, for when it comes back
+    if (
+        slave.held.mac == state.mac
+        and state.slaves
+        and modes.mac_policy(state) is not FailOverMac.ACTIVE
+    ):
+        out.log(
+            Level.WARNING,
+            f"the permanent HWaddr of slave - {slave.held.mac} - is still in use by bond -"
+            " set the HWaddr of slave to a different address to avoid conflicts",
+            slave.name,
+        )
+    if slave is state.active:
+        failover.change_active(state, None, out, why)
+        failover.select(state, out, why)
+    if not state.slaves:
+        state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)
+    failover.update_carrier(state)
+
+
+def release(state: State, slave: Slave, out: Transaction) -> None:
+    """Release a slave and give its interface back what it had."""
+    leave(state, slave, out, f"{slave.name} was released")
+    out.steps.extend([ClosePort(slave.name), *enslave.give_back(slave.held)])
+
+
+def gone(state: State, slave: Slave, out: Transaction, why: str) -> None:
+    """Release a slave whose interface is there no more."""
+    leave(state, slave, out, f"{slave.name}: {why}")
+    out.steps.extend([ClosePort(slave.name), Forget(slave.name)])
+
+
+def rename(state: State, slave: Slave, name: str, out: Transaction) -> None:
+    """Follow a slave's new name; it may become the primary by it, or be it no longer."""
+    out.steps.extend([Remember(replace(slave.held, slave=name)), Forget(slave.name)])
+    slave.name, slave.held = name, replace(slave.held, slave=name)
+    had_primary = state.primary
+    if slave is had_primary:
+        state.primary = None
+    elif name == state.settings.primary and modes.rules(state).selects:
+        state.primary = slave
+    if state.primary is not had_primary:
+        # The driver names the renamed slave or `none`, by what the primary was before.
+        shown = name if had_primary is not None else "none"
+        out.info(f"Primary slave changed to {shown}, reselecting active slave")
+        failover.select(state, out, f"primary is now {shown}")

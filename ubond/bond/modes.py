@@ -1,0 +1,127 @@
+"""What differs between the modes, and how each turns slaves into a TxTable.
+
+A mode is a row of rules; the deciding parts ask the rules, never the mode's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ubond.bond.options import FailOverMac, Mode
+from ubond.bond.slave import Slave
+from ubond.bond.state import State
+from ubond.bond.table import Spread, TableSlave, TxTable
+
+ETH_P_IP = 0x0800
+IPPROTO_IGMP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRules:
+    """How one mode behaves.
+
+    `selects`: one slave carries all traffic, the others are backups; only such a mode has
+    roles, a primary, a stand-in and announcements.  `moves_mac`: fail_over_mac means something.
+    `resends`: membership reports are sent again when the current slave changes.
+    """
+
+    spread: Spread
+    selects: bool
+    moves_mac: bool
+    resends: bool
+
+
+RULES: Mapping[Mode, ModeRules] = MappingProxyType(
+    {
+        Mode.BALANCE_RR: ModeRules(Spread.ROUND_ROBIN, selects=False, moves_mac=False, resends=True),
+        Mode.ACTIVE_BACKUP: ModeRules(Spread.SINGLE, selects=True, moves_mac=True, resends=True),
+    }
+)
+
+
+def rules(state: State) -> ModeRules:
+    return RULES[state.settings.mode]
+
+
+def mac_policy(state: State) -> FailOverMac:
+    """What happens to MACs at failover in the present mode."""
+    return state.settings.fail_over_mac if rules(state).moves_mac else FailOverMac.NONE
+
+
+def may_stand_in(state: State) -> bool:
+    return rules(state).selects and state.up and not state.strict
+
+
+def set_roles(state: State) -> None:
+    """Give every slave the role that the mode has for it: one active, or all."""
+    for slave in state.slaves:
+        slave.backup = rules(state).selects and slave is not state.active
+
+
+def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) -> TxTable:
+    """What the worker is to do while the bond is as it is now, this slave sends and these may follow."""
+    mode = rules(state)
+    all_receive = not mode.selects or state.settings.number("all_slaves_active") == 1
+
+    def row(slave: Slave) -> TableSlave:
+        receives = all_receive or slave is sender
+        return TableSlave(slave.name, slave.can_transmit, receives, slave.queue_id)
+
+    def index(slave: Slave) -> int:
+        return state.slaves.index(slave)
+
+    return TxTable(
+        spread=mode.spread,
+        slaves=tuple(row(slave) for slave in state.slaves),
+        active=None if sender is None else index(sender),
+        succession=tuple(index(slave) for slave in succession) if mode.selects else (),
+        packets_per_slave=state.settings.number("packets_per_slave"),
+        takeover=not state.strict,
+        hold=mac_policy(state) is not FailOverMac.NONE,
+        address=bytes(state.mac),
+    )
+
+
+# ── readable twins of what the worker does per frame ─────────────────────────────────
+
+
+def is_igmp(frame: bytes) -> bool:
+    """Whether an untagged frame is IPv4 with protocol 2."""
+    return len(frame) > 23 and frame[12:14] == ETH_P_IP.to_bytes(2) and frame[23] == IPPROTO_IGMP
+
+
+def next_able(slaves: Sequence[TableSlave], start: int) -> int | None:
+    """The first slave from `start` on, in a circle, that may be given frames."""
+    order = [*range(start, len(slaves)), *range(start)]
+    return next((index for index in order if slaves[index].can_transmit), None)
+
+
+def round_robin(table: TxTable, counter: int, frame: bytes) -> tuple[int | None, int]:
+    """Choose a slave in balance-rr: its index (None: drop the frame) and the counter after it.
+
+    `counter` is 32 bits, 0 at the start and counted up before use, so the first frame of
+    two slaves takes the second.  IGMP goes to the current slave and counts nothing.  With
+    `packets_per_slave` 0, `counter` is a fresh random number and comes back as it was.
+
+    Source: bonding.rst, balance-rr and packets_per_slave.
+    """
+    if not table.slaves:
+        return None, counter
+    if is_igmp(frame):
+        return (table.active if table.active is not None else next_able(table.slaves, 0)), counter
+    turn = counter
+    if table.packets_per_slave:
+        counter = turn = (counter + 1) & 0xFFFFFFFF
+        turn //= table.packets_per_slave
+    return next_able(table.slaves, turn % len(table.slaves)), counter
+
+
+def accepts(table: TxTable, slave: int) -> bool:
+    """Whether a frame that arrives on a slave reaches the bond.
+
+    On a backup none does, not even link-local ones: those stay with the slave's own stack.
+    On a slave that receives all do, for whomever they are: the device on top sorts them.
+    """
+    return table.slaves[slave].receives

@@ -1,0 +1,138 @@
+"""When to look at the links, what a look leads to, and when to repeat announcements.
+
+The MII monitor: one pass every miimon while the bond is up.  A pass first looks at every
+slave, then commits what it found.  Other evidence (ARP, NS) will come in beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ubond.bond import failover, modes
+from ubond.bond.slave import Link, Slave, observe
+from ubond.bond.snapshot import LinkState
+from ubond.bond.state import State
+from ubond.bond.transaction import Transaction
+
+MS = 1_000_000
+#: Between two rounds of membership reports.
+RESEND_EVERY = 200 * MS
+
+
+@dataclass(slots=True)
+class Grid:
+    """The times of the passes: every `period` ns from `anchor` on (0: never)."""
+
+    anchor: int = 0
+    period: int = 0
+
+    def after(self, time: int) -> int:
+        """The first time of a pass later than `time`."""
+        if time < self.anchor:
+            return self.anchor
+        return self.anchor + ((time - self.anchor) // self.period + 1) * self.period
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Repeats of one thing: `left` more, the next at `due`, then every `every` ns."""
+
+    left: int = 0
+    due: int = 0
+    every: int = 0
+
+    def start(self, count: int, every: int, now: int) -> bool:
+        """Begin `count` rounds, the first one at once; True if there is a first one.
+
+        Without a spacing there is no clock to repeat by, so only the first one runs.
+        """
+        self.left, self.every, self.due = (count - 1 if every else 0), every, now + every
+        return count > 0
+
+    def stop(self) -> None:
+        self.left = 0
+
+    @property
+    def deadline(self) -> int | None:
+        return self.due if self.left > 0 else None
+
+    def run(self, now: int) -> bool:
+        """Whether a round is due now; counts it.  Missed rounds are not made up in a burst."""
+        if self.left <= 0 or now < self.due:
+            return False
+        self.left -= 1
+        self.due = now + self.every
+        return True
+
+
+# ── the MII monitor ──────────────────────────────────────────────────────────────────
+
+
+def updelay_ignored(state: State) -> bool:
+    """Whether a returned link is taken at once, because there is nothing to send on."""
+    return modes.rules(state).selects and state.active is None
+
+
+def look(state: State, slaves: Iterable[Slave], out: Transaction, why: str) -> None:
+    """One pass of the MII monitor over these slaves: look at all, then commit what changed."""
+    ignore = updelay_ignored(state)
+    delays = state.settings.delays
+    found: list[tuple[Slave, Link]] = []
+    for slave in slaves:
+        role = ""
+        if modes.rules(state).selects:
+            role = "backup " if slave.backup else "active "
+        link, lines = observe(slave.link, slave.carrier, delays, ignore_updelay=ignore, role=role)
+        for line in lines:
+            out.info(line, slave.name)
+        if link.state is LinkState.UP and slave.link.state in (LinkState.DOWN, LinkState.BACK):
+            ignore = False  # only the first slave of a pass is spared its delay
+        found.append((slave, link))
+    commit(state, found, out, why)
+
+
+def commit(state: State, found: Iterable[tuple[Slave, Link]], out: Transaction, why: str) -> None:
+    """Put what a pass found into effect, choose the active slave if need be, mind the carrier."""
+    changed = [(slave, link) for slave, link in found if link.state is not slave.link.state]
+    for slave, link in found:
+        slave.link = link
+    reselect = False
+    for slave, link in changed:
+        if link.state is LinkState.UP:
+            reselect |= came_up(state, slave, out)
+        elif link.state is LinkState.DOWN:
+            reselect |= went_down(state, slave, out)
+    if reselect:
+        failover.select(state, out, why)
+    if changed:
+        failover.update_carrier(state)
+
+
+def came_up(state: State, slave: Slave, out: Transaction) -> bool:
+    """Commit a link that is up; True if the active slave must be chosen anew."""
+    slave.read_speed()
+    out.info(f"link status definitely up, {slave.speed_text()} duplex", slave.name)
+    active = state.active
+    return active is None or slave is state.primary or slave.prio > active.prio
+
+
+def went_down(state: State, slave: Slave, out: Transaction) -> bool:
+    """Commit a link that is down; True if it was the active slave's."""
+    slave.count_failure()
+    out.info("link status definitely down, disabling slave", slave.name)
+    return slave is state.active
+
+
+def without_delay(state: State, slave: Slave) -> bool:
+    """Whether what the last reading asks for has no delay, so that no pass need be waited for."""
+    delays = state.settings.delays
+    match slave.link.state:
+        case LinkState.UP:
+            return delays.down == 0 and not slave.carrier
+        case LinkState.DOWN:
+            return slave.carrier and (delays.up == 0 or updelay_ignored(state))
+        case LinkState.BACK:
+            return not slave.carrier or updelay_ignored(state)
+        case LinkState.FAIL:
+            return False

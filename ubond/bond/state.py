@@ -1,0 +1,87 @@
+"""State: all that a bond knows, with no rule about what follows from it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ubond.bond.events import Remember, SetBondMac, SetSlaveMac, UpperFacts
+from ubond.bond.settings import Settings
+from ubond.bond.slave import Slave
+from ubond.bond.transaction import Transaction
+from ubond.wire import MacAddr
+
+
+class MacKind(enum.Enum):
+    """Where the bond's MAC comes from: only a random one is given up for a slave's."""
+
+    RANDOM = "random"
+    STOLEN = "stolen"
+    SET = "set"
+
+
+@dataclass(slots=True)
+class State:
+    """One bond.
+
+    `active`: the official active slave (in balance-rr the one that sends IGMP);
+    `stand_in`: who sends for it while it waits out its downdelay;
+    `sender`: who the last decision said should send, to see when that changes;
+    `forced`: the primary was just named and takes over whatever `primary_reselect` says;
+    `carrier`: the bond's; `up`: administratively.
+    """
+
+    name: str
+    mac: MacAddr
+    mac_kind: MacKind
+    mtu: int
+    strict: bool
+    tx_queues: int
+    random_mac: Callable[[], MacAddr]
+    settings: Settings = field(default_factory=Settings)
+    slaves: list[Slave] = field(default_factory=list)
+    active: Slave | None = None
+    stand_in: Slave | None = None
+    sender: Slave | None = None
+    primary: Slave | None = None
+    forced: bool = False
+    up: bool = False
+    carrier: bool = False
+    uppers: tuple[UpperFacts, ...] = ()
+    mac_before: MacAddr | None = None
+
+    def find(self, name: str) -> Slave | None:
+        return next((slave for slave in self.slaves if slave.name == name), None)
+
+    @property
+    def monitored(self) -> bool:
+        return self.settings.miimon > 0
+
+    def set_slave_mac(self, slave: Slave, mac: MacAddr, out: Transaction) -> None:
+        """Give a slave another MAC, written to the journal before it is set."""
+        if mac == slave.mac:
+            return
+        if mac not in (slave.held.mac, *slave.held.ours):
+            slave.held = replace(slave.held, ours=(*slave.held.ours, mac))
+            out.moves.append(Remember(slave.held))
+        slave.mac_before, slave.mac = slave.mac, mac
+        out.moves.append(SetSlaveMac(slave.name, mac))
+
+    def set_bond_mac(self, mac: MacAddr, kind: MacKind, out: Transaction) -> None:
+        """Give the bond's device another MAC."""
+        self.mac_kind = kind
+        if mac != self.mac:
+            self.take_bond_mac(mac)
+            out.moves.append(SetBondMac(mac))
+
+    def take_bond_mac(self, mac: MacAddr) -> None:
+        """Note that the bond's MAC is this one, and that of what stands on it and shared it."""
+        self.uppers = tuple(
+            replace(upper, mac=mac) if upper.mac == self.mac else upper for upper in self.uppers
+        )
+        self.mac_before, self.mac = self.mac, mac
+
+    def announcing(self) -> tuple[UpperFacts, ...]:
+        """Whom to announce: the bond alone, without an address, until somebody says more."""
+        return self.uppers or (UpperFacts(self.name, self.mac),)
