@@ -47,7 +47,7 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         take_addresses=event.take_addresses,
         strict=state.strict,
     )
-    gives_mac = not others and state.mac_kind is MacKind.RANDOM and facts.mac != state.mac
+    gives_mac = not others and state.mac_kind is MacKind.RANDOM
     if gives_mac:
         state.take_bond_mac(facts.mac)
         state.mac_kind = MacKind.STOLEN
