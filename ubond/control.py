@@ -1,0 +1,500 @@
+"""The control socket: its messages and the daemon's end of it.
+
+One JSON object per line in both directions, each with a `version` and at most 64 KiB long
+(docs/control-protocol.md).  Who may ask for what is decided by the peer's credentials.  A
+client can neither hold up the daemon nor another client: what it sends must arrive in time,
+what it does not read is dropped, and there is room for 32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno as E
+import json
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ubond import status
+from ubond.bond.events import ActiveChanged, DoorError, Log
+from ubond.bond.options import OptionError, Refused
+from ubond.bond.spec import SpecError, check_name
+from ubond.client import FAILED, KERNEL_REFUSED, LINE_MAX, NOT_PERMITTED, USAGE, VERSION
+from ubond.status import Json, Report
+
+CLIENTS_MAX = 32
+#: Seconds for a request to arrive, and for an answer to be read.
+PATIENCE = 5.0
+#: Seconds that `close` waits for what is under way.
+GRACE = 0.2
+#: Events kept for a `monitor` client that is slow to read.
+BACKLOG = 256
+
+
+class Assignment(NamedTuple):
+    """One option to write: of the bond, or of a slave."""
+
+    slave: str | None
+    option: str
+    value: str
+
+
+class Handler(Protocol):
+    """What the daemon does for a client.  Methods raise Refused or DoorError, and nothing else.
+
+    `set`, `add` and `remove` return notes for the person who asked: one line each, may be none.
+    """
+
+    async def status(self) -> Report: ...
+
+    async def set(self, assignments: Sequence[Assignment]) -> list[str]:
+        """Write options; those before a refused one stay written, as with the driver."""
+
+    async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]: ...
+
+    async def remove(self, slaves: Sequence[str]) -> list[str]: ...
+
+    def history(self) -> list[dict[str, Json]]:
+        """Past failovers, oldest first, each made by `failover`."""
+
+    def log(self) -> list[dict[str, Json]]:
+        """The kept log lines, oldest first, each made by `log_line`."""
+
+    async def down(self) -> None:
+        """Give every slave back and remove the bond; return when that is done.
+
+        The answer is sent after it; the daemon then closes the `Server` and ends.
+        """
+
+
+# ── what events and entries of the history look like ─────────────────────────────────
+
+
+def log_line(log: Log, bond: str, at: float) -> dict[str, Json]:
+    """A log line as listeners and `log` get it; `at`: seconds since 1970."""
+    where = f"{bond}: (slave {log.slave}): " if log.slave else f"{bond}: "
+    return {"kind": "log", "time": at, "level": log.level.name.lower(), "text": where + log.text}
+
+
+def active_changed(change: ActiveChanged, at: float) -> dict[str, Json]:
+    """A change of the active slave as listeners get it; `at`: seconds since 1970."""
+    return {
+        "kind": "active", "time": at, "from": change.old, "to": change.new, "why": change.why,
+        "provisional": change.provisional,
+    }  # fmt: skip
+
+
+def failover(change: ActiveChanged, at: float, lost: int | None, silence: int | None) -> dict[str, Json]:
+    """An entry of the history; `lost`: frames, None for unknown; `silence`: ns, None without traffic."""
+    return {
+        "time": at, "from": change.old, "to": change.new, "why": change.why, "lost": lost,
+        "silence_ns": silence,
+    }  # fmt: skip
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────
+
+
+class BadRequest(Exception):
+    """What arrived is not a request; the text says why on one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as read from its line; fields that it does not have are empty."""
+
+    name: str
+    format: str = "proc"
+    slaves: tuple[str, ...] = ()
+    take_addresses: bool = False
+    options: tuple[Assignment, ...] = ()
+
+
+FORMATS = ("proc", "json", "table")
+#: Request -> the fields that it may have besides `version` and `request`.
+FIELDS: Mapping[str, frozenset[str]] = {
+    "ping": frozenset(),
+    "status": frozenset({"format"}),
+    "set": frozenset({"options"}),
+    "add": frozenset({"slaves", "take_addresses"}),
+    "remove": frozenset({"slaves"}),
+    "history": frozenset(),
+    "log": frozenset(),
+    "monitor": frozenset(),
+    "down": frozenset(),
+}
+#: Fields that it must have.
+_REQUIRED: Mapping[str, str] = {"set": "options", "add": "slaves", "remove": "slaves"}
+#: Requests that change something: root or the owner of the daemon only.
+CHANGES = frozenset({"set", "add", "remove", "down"})
+
+
+def parse_request(line: bytes) -> Request:
+    """Read one line; BadRequest on anything that is not a request, whatever the bytes."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadRequest("not a JSON object on one line") from None
+    if not isinstance(message, dict):
+        raise BadRequest("not a JSON object on one line")
+    if message.get("version") != VERSION or isinstance(message["version"], bool):
+        raise BadRequest(f"this daemon speaks version {VERSION} of the protocol, the request does not")
+    name = message.get("request")
+    if not isinstance(name, str) or name not in FIELDS:
+        raise BadRequest(f"unknown request; there are {', '.join(FIELDS)}")
+    for key in message.keys() - {"version", "request"} - FIELDS[name]:
+        raise BadRequest(f"request {name} has no field {key[:40]!a}")
+    if (missing := _REQUIRED.get(name)) and missing not in message:
+        raise BadRequest(f"request {name} needs the field {missing}")
+    return Request(name, **{key: _READ[key](message[key]) for key in FIELDS[name] & message.keys()})
+
+
+def _read_format(value: object) -> str:
+    if value not in FORMATS:
+        raise BadRequest(f"format must be one of {', '.join(FORMATS)}")
+    return str(value)
+
+
+def _read_slaves(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise BadRequest("slaves must be a list of interface names")
+    return tuple(_read_name(name) for name in value)
+
+
+def _read_name(value: object) -> str:
+    try:
+        return check_name(_read_text(value))
+    except SpecError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _read_text(value: object) -> str:
+    """A text that can be printed on one line; half a surrogate pair cannot."""
+    if not isinstance(value, str) or not value.removesuffix("\n").isprintable():
+        raise BadRequest("names, options and values must be printable text")
+    return value
+
+
+def _read_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest("take_addresses must be true or false")
+    return value
+
+
+def _read_options(value: object) -> tuple[Assignment, ...]:
+    if not isinstance(value, list) or not value:
+        raise BadRequest("options must be a list of objects with option, value and, for some, slave")
+    return tuple(_read_assignment(item) for item in value)
+
+
+def _read_assignment(item: object) -> Assignment:
+    if not isinstance(item, dict) or not {"option", "value"} <= item.keys() <= {"option", "value", "slave"}:
+        raise BadRequest("options must be a list of objects with option, value and, for some, slave")
+    slave = item.get("slave")
+    return Assignment(
+        None if slave is None else _read_name(slave), _read_text(item["option"]), _read_text(item["value"])
+    )
+
+
+_READ: Mapping[str, Callable[[object], Any]] = {
+    "format": _read_format,
+    "slaves": _read_slaves,
+    "take_addresses": _read_flag,
+    "options": _read_options,
+}
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────
+
+
+def exit_code(error: Exception) -> int:
+    """The command line's exit code for an error."""
+    if isinstance(error, OptionError | SpecError | BadRequest):
+        return USAGE
+    if isinstance(error, DoorError | OSError) and error.errno in (E.EPERM, E.EACCES):
+        return NOT_PERMITTED
+    return KERNEL_REFUSED if isinstance(error, DoorError) and error.errno else FAILED
+
+
+def error_object(error: Exception) -> dict[str, Json]:
+    """What a client is told of an error: exit code, errno's name, one line, the driver's lines."""
+    number = getattr(error, "errno", None) or (E.EINVAL if isinstance(error, BadRequest) else E.EIO)
+    lines = error.lines if isinstance(error, Refused) else ()
+    return _error_object(exit_code(error), number, str(error) or type(error).__name__, lines)
+
+
+def _error_object(code: int, errno: int, message: str, lines: Sequence[str] = ()) -> dict[str, Json]:
+    name = E.errorcode.get(errno, str(errno))
+    return {"code": code, "errno": name, "message": " ".join(message.split()), "lines": list(lines)}
+
+
+def render(report: Report, format: str) -> dict[str, Json]:
+    """The result of `status` in one of FORMATS."""
+    match format:
+        case "json":
+            return {"links": status.links(report)}
+        case "table":
+            return {"text": status.table(report)}
+        case _:
+            return {"text": status.proc(report.snapshot, report.version)}
+
+
+def encode(message: Mapping[str, Json]) -> bytes:
+    """The line for a message."""
+    return json.dumps({"version": VERSION, **message}, separators=(",", ":")).encode() + b"\n"
+
+
+def encode_list(key: str, entries: Sequence[Json]) -> bytes:
+    """The line for a list as result; the oldest entries are left out, and counted, where it is too long."""
+    left_out = 0
+    while len(line := encode({"result": {key: entries[left_out:], "omitted": left_out}})) > LINE_MAX:
+        left_out += max(1, (len(entries) - left_out) // 8)
+    return line
+
+
+# ── who asks ─────────────────────────────────────────────────────────────────────────
+
+_SO_PEERGROUPS = 59
+
+
+class Rights(NamedTuple):
+    may_read: bool
+    may_change: bool
+
+
+def rights_of(peer: socket.socket, owner: int, group: int) -> Rights:
+    """What the process at the other end may do: root and `owner` all, members of `group` read."""
+    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in (0, owner):
+        return Rights(True, True)
+    return Rights(group == gid or group in _groups(peer), False)
+
+
+def _groups(peer: socket.socket) -> tuple[int, ...]:
+    """The supplementary groups of the process at the other end; none when it has more than 256."""
+    try:
+        packed = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(packed) // 4}I", packed)
+
+
+# ── the server ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    """A `monitor` client: lines that wait for it, and how many there was no room for."""
+
+    lines: deque[bytes] = field(default_factory=deque)
+    lost: int = 0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def offer(self, line: bytes) -> None:
+        if len(self.lines) >= BACKLOG:
+            self.lost += 1
+            return
+        self._own_up()
+        self.lines.append(line)
+        self.wake.set()
+
+    async def take(self, last: bool) -> list[bytes]:
+        """All that waits, in order, with a gap named where it is; wait for it unless this is the end."""
+        if not last:
+            await self.wake.wait()
+        self.wake.clear()
+        self._own_up()
+        lines = list(self.lines)
+        self.lines.clear()
+        return lines
+
+    def _own_up(self) -> None:
+        if self.lost:
+            self.lines.append(encode({"lost": self.lost}))
+            self.lost = 0
+
+
+class Server:
+    """The daemon's end of the control socket."""
+
+    def __init__(self, bond: str, version: str, handler: Handler) -> None:
+        """`version`: ubond's own."""
+        self._bond, self._version, self._handler = bond, version, handler
+        self._path: Path | None = None
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: set[_Listener] = set()
+        self._closing = False
+        self._owner, self._group = os.geteuid(), os.getegid()
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`; what a dead daemon left there is replaced.  Raises DoorError.
+
+        The caller holds the bond's lock, so no living daemon can be listening there.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            path.unlink(missing_ok=True)
+            sock.bind(str(path))
+            path.chmod(0o660)
+            self._group = path.stat().st_gid
+        except OSError as error:
+            sock.close()
+            why = error.strerror or str(error)  # a path that is too long has no errno
+            raise DoorError(f"bind {path}", error.errno or E.ENAMETOOLONG, detail=why) from None
+        self._path = path
+        self._server = await asyncio.start_unix_server(self._accept, sock=sock, limit=LINE_MAX - 1)
+
+    def rename(self, bond: str, path: Path) -> None:
+        """The bond has another name, and its socket another place.  Raises DoorError."""
+        assert self._path is not None
+        try:
+            self._path.rename(path)
+        except OSError as error:
+            raise DoorError(f"rename {self._path}", error.errno or E.EIO) from None
+        self._bond, self._path = bond, path
+
+    def publish(self, event: Mapping[str, Json]) -> None:
+        """Tell every `monitor` client, without ever waiting for one."""
+        if self._listeners:
+            line = encode({"event": dict(event)})
+            for listener in self._listeners:
+                listener.offer(line)
+
+    async def close(self) -> None:
+        """Stop listening, let what is under way go out, and close every connection."""
+        self._closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        for listener in self._listeners:
+            listener.wake.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=GRACE)
+            for task in late:
+                task.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        crowded = len(self._tasks) >= CLIENTS_MAX
+        self._tasks.add(task)
+        try:
+            if crowded:
+                await _send(writer, _refusal(FAILED, E.EAGAIN, f"too many clients (at most {CLIENTS_MAX})"))
+            else:
+                await self._serve(reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            writer.transport.abort()  # gone, does not read, or the bond ends: nothing is left to be said
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request after the other, until the client ends, misbehaves or says `down`."""
+        rights = rights_of(writer.get_extra_info("socket"), self._owner, self._group)
+        while not self._closing:
+            try:
+                line = await _receive(reader)
+                if line is None:
+                    return
+                request = parse_request(line)
+            except BadRequest as error:
+                await _send(writer, encode({"error": error_object(error)}))
+                return
+            await _send(writer, await self._answer(request, rights))
+            if request.name == "monitor" and rights.may_read:
+                await self._monitor(reader, writer)
+            if request.name in ("monitor", "down"):
+                return
+
+    async def _answer(self, request: Request, rights: Rights) -> bytes:
+        if not (rights.may_change if request.name in CHANGES else rights.may_read):
+            who = "" if rights.may_read else " and the socket's group"
+            message = f"{request.name} is for root and the owner of the bond{who} only"
+            return _refusal(NOT_PERMITTED, E.EPERM, message)
+        try:
+            return await self._perform(request)
+        except (Refused, DoorError) as error:
+            return encode({"error": error_object(error)})
+        except Exception as error:
+            # A fault of ours: the client is told, the loop's handler logs it with its traceback.
+            context = {"message": f"control request {request.name} failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            return encode({"error": error_object(error)})
+
+    async def _perform(self, request: Request) -> bytes:
+        handler = self._handler
+        notes: list[str] = []
+        match request.name:
+            case "ping" | "monitor":
+                return encode({"result": {"bond": self._bond, "ubond": self._version, "pid": os.getpid()}})
+            case "status":
+                return encode({"result": render(await handler.status(), request.format)})
+            case "history":
+                return encode_list("history", handler.history())
+            case "log":
+                return encode_list("log", handler.log())
+            case "set":
+                notes = await handler.set(request.options)
+            case "add":
+                notes = await handler.add(request.slaves, request.take_addresses)
+            case "remove":
+                notes = await handler.remove(request.slaves)
+            case "down":
+                await handler.down()
+        return encode({"result": {"notes": notes}})
+
+    async def _monitor(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what is published until the client closes (or says anything), or the bond ends."""
+        listener = _Listener()
+        self._listeners.add(listener)
+        tasks = {asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(self._pump(listener, writer))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._listeners.discard(listener)
+            for task in tasks:
+                task.cancel()
+
+    async def _pump(self, listener: _Listener, writer: asyncio.StreamWriter) -> None:
+        while lines := await listener.take(self._closing):
+            for line in lines:
+                writer.write(line)
+                await writer.drain()
+
+
+async def _receive(reader: asyncio.StreamReader) -> bytes | None:
+    """The next line, None at the end of the stream; BadRequest if none comes whole and in time."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await reader.readuntil(b"\n")
+    except TimeoutError:
+        raise BadRequest(f"no request arrived within {PATIENCE:g} s") from None
+    except asyncio.LimitOverrunError:
+        raise BadRequest(f"a request may have at most {LINE_MAX} bytes") from None
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise BadRequest("the request ended before its newline") from None
+        return None
+
+
+async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
+    """Write a line and wait until the client has taken most of it; TimeoutError if it does not."""
+    if len(line) > LINE_MAX:
+        line = _refusal(FAILED, E.EMSGSIZE, f"the answer is longer than {LINE_MAX} bytes")
+    writer.write(line)
+    async with asyncio.timeout(PATIENCE):
+        await writer.drain()
+
+
+def _refusal(code: int, errno: int, message: str) -> bytes:
+    return encode({"error": _error_object(code, errno, message)})
