@@ -596,7 +596,9 @@ cdef void look(fp_shared* s, fp_worker* w, uint32_t port) noexcept nogil:
     """Read one slave's carrier; answer the worker's question, tell control of a change."""
     cdef fp_port* p = &s.port[port]
     cdef uint32_t question = load_u32(&p.question)
-    cdef int carrier = fp_carrier(s.probe, p.name)
+    cdef int carrier
+    store_int(&p.poked, 0)
+    carrier = fp_carrier(s.probe, p.name)
     if carrier == -EOPNOTSUPP:
         carrier = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
     carrier = carrier > 0
@@ -607,6 +609,10 @@ cdef void look(fp_shared* s, fp_worker* w, uint32_t port) noexcept nogil:
     if load_int(&p.open) and carrier != load_int(&p.reading):
         store_int(&p.reading, carrier)
         tell(s, NEWS_CARRIER, port, NOBODY, carrier)
+
+
+cdef inline bint is_asked(fp_port* p) noexcept nogil:
+    return load_int(&p.poked) or load_u32(&p.question) != load_u32(&p.answered)
 
 
 cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
@@ -633,7 +639,7 @@ cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
             else:
                 fp_drain(s.watch_kick)
         for port in range(MAX_SLAVES):
-            if load_int(&s.port[port].open) and (all_of_them or load_u32(&s.port[port].question) != load_u32(&s.port[port].answered)):
+            if load_int(&s.port[port].open) and (all_of_them or is_asked(&s.port[port])):
                 look(s, w, port)
         if all_of_them or interval != load_i64(&s.interval):
             interval = load_i64(&s.interval)
@@ -882,6 +888,11 @@ cdef class Engine:
     def set_reading(self, int port, int carrier):
         """What control holds for a slave's carrier now: the watch tells only what differs."""
         store_int(&self.shared.port[port].reading, carrier)
+
+    def poke(self, int port):
+        """Have the watch read this slave's carrier now."""
+        store_int(&self.shared.port[port].poked, 1)
+        fp_kick(self.shared.watch_kick)
 
     # ── what control reads ──
 

@@ -91,6 +91,7 @@ cdef struct fp_port:                # one slave's sockets, from enslave to relea
     uint32_t question               # worker -> watch: number of the newest question about the carrier
     uint32_t answered               # watch -> worker: the newest question it has answered
     int answer                      # watch -> worker: 0 gone, 1 there
+    int poked                       # control -> watch: look now
     int reading                     # watch: what control was told last, -1 nothing
     int64_t first_tx                # ns, of the present term as the sending slave
     int64_t last_tx

@@ -118,6 +118,11 @@ class Datapath:
             self._engine.listen(self._ports[slave])
             self._listening.add(slave)
 
+    @property
+    def generation(self) -> int:
+        """Grows with every published table."""
+        return self._engine.generation()
+
     def confirm(self) -> None:
         """Publish the last table again: what the worker did provisionally ends with it."""
         if self._last is not None:
@@ -130,6 +135,11 @@ class Datapath:
     def read_again(self, slave: str) -> None:
         """Have the watch tell this slave's carrier anew, whatever it told before."""
         self._engine.set_reading(self._ports[slave], -1)
+
+    def look(self, slave: str) -> None:
+        """Have the watch read this slave's carrier now instead of at its next poll."""
+        if slave in self._ports:
+            self._engine.poke(self._ports[slave])
 
     def believe(self, slave: str, carrier: bool) -> None:
         """What control holds for true now; the watch tells only what differs from it."""

@@ -30,6 +30,9 @@ _PACKET_MR_PROMISC, _PACKET_MR_ALLMULTI = 1, 2
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MARK = 32, 33, 36
 _ETH_P_ALL = 0x0003
 
+_OFFLOAD_NAMES = ((TUN_CSUM, "checksum"), (TUN_TSO4, "tso4"), (TUN_TSO6, "tso6"), (TUN_TSO_ECN, "tso-ecn"),
+                  (TUN_USO4, "uso4"), (TUN_USO6, "uso6"))  # fmt: skip
+
 _SIOCSIFTXQLEN = 0x8943
 TX_QUEUE = 8192
 """Frames that the TAP holds for the worker: at 100,000 a second the default of 1000 is 10 ms."""
@@ -91,6 +94,20 @@ class Tap:
             fcntl.ioctl(self.descriptors[0], _TUNSETCARRIER, struct.pack("i", carrier))
         except OSError as error:
             raise DoorError("TUNSETCARRIER", error.errno or errno.EIO, self.name) from None
+
+    def tx_dropped(self) -> int:
+        """Frames that the device dropped because the worker had not read those before."""
+        with open("/proc/net/dev") as table:
+            for line in table:
+                name, _, numbers = line.partition(":")
+                if name.strip() == self.name:
+                    return int(numbers.split()[11])
+        return 0
+
+    @staticmethod
+    def offload_names(flags: int) -> list[str]:
+        """What `set_offload` took, for `status`."""
+        return [name for bit, name in _OFFLOAD_NAMES if flags & bit]
 
     def _ioctl_name(self, request: int, call: str, value: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

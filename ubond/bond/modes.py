@@ -88,8 +88,10 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
 
 
 def is_igmp(frame: bytes) -> bool:
-    """Whether an untagged frame is IPv4 with protocol 2."""
-    return len(frame) > 23 and frame[12:14] == ETH_P_IP.to_bytes(2) and frame[23] == IPPROTO_IGMP
+    """Whether a frame is IPv4 with protocol 2, behind at most one VLAN tag (a NIC holds that apart)."""
+    at = 16 if len(frame) >= 18 and frame[12:14] in (b"\x81\x00", b"\x88\xa8") else 12
+    whole = len(frame) >= at + 22
+    return whole and frame[at : at + 2] == ETH_P_IP.to_bytes(2) and frame[at + 11] == IPPROTO_IGMP
 
 
 def next_able(slaves: Sequence[TableSlave], start: int) -> int | None:
@@ -118,10 +120,11 @@ def round_robin(table: TxTable, counter: int, frame: bytes) -> tuple[int | None,
     return next_able(table.slaves, turn % len(table.slaves)), counter
 
 
-def accepts(table: TxTable, slave: int) -> bool:
+def accepts(table: TxTable, slave: int, frame: bytes) -> bool:
     """Whether a frame that arrives on a slave reaches the bond.
 
     On a backup none does, not even link-local ones: those stay with the slave's own stack.
     On a slave that receives all do, for whomever they are: the device on top sorts them.
+    So the frame decides nothing in these modes.
     """
-    return table.slaves[slave].receives
+    return bool(frame) and table.slaves[slave].receives
