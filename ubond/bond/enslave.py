@@ -234,3 +234,30 @@ def _give_back(held: Held, facts: SlaveFacts | None) -> Iterator[Action]:
     if held.addresses_taken:
         yield GiveAddresses(name)
     yield OpenGates(name)
+
+
+def held_by_mark(facts: SlaveFacts) -> tuple[str, Held] | None:
+    """The bond that an interface's alias names, and what can be given back by that alone.
+
+    For an interface whose journal is lost, as after the death of a container: MAC, MTU and
+    alias are in the alias itself; features, which only help, stay as they are.
+    """
+    mark = read_mark(facts.alias)
+    if mark is None:
+        return None
+    held = Held(
+        slave=facts.name,
+        index=facts.index,
+        netns=facts.netns,
+        permanent=facts.permanent,
+        mac=mark.mac,
+        ours=() if facts.mac == mark.mac else (facts.mac,),
+        mtu=mark.mtu,
+        mtu_set=facts.mtu,
+        up=facts.up,
+        features=(),
+        addr_gen_mode=0 if facts.addr_gen_mode == ADDR_GEN_NONE else facts.addr_gen_mode,
+        alias=mark.alias,
+        alias_set=facts.alias,
+    )
+    return mark.bond, held

@@ -1,0 +1,210 @@
+"""Putting one bond together from its spec, and taking it apart again whatever happened.
+
+The order matters: the journal before anything is taken, the device before the slaves, the
+control socket last, when there is something to talk about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from ubond import __version__, control, paths
+from ubond.bond.core import Bond
+from ubond.bond.events import BondMacChanged, BondOpened, DoorError, Log
+from ubond.bond.options import Refused, apply_order, find
+from ubond.bond.spec import BondSpec
+from ubond.control import Assignment, Server
+from ubond.daemon import give_back_all
+from ubond.datapath import Datapath
+from ubond.doors import Doors
+from ubond.journal import Journal
+from ubond.netlink import Netlink
+from ubond.ports import Tap, open_probe
+from ubond.service import Service
+from ubond.status import Report, proc
+from ubond.wire import MacAddr
+
+log = logging.getLogger("ubond")
+
+#: Options that name slaves: written when the slaves are there.
+_AFTER_SLAVES = frozenset({"active_slave"})
+
+
+def random_mac() -> MacAddr:
+    """A locally administered unicast address (IEEE 802-2014, 8.2.2)."""
+    octets = bytearray(os.urandom(6))
+    octets[0] = octets[0] & 0xFC | 0x02
+    return MacAddr(bytes(octets))
+
+
+class Desk:
+    """What clients of the control socket talk to (`control.Handler`)."""
+
+    def __init__(self, service: Service, spec: BondSpec) -> None:
+        self.service, self.spec = service, spec
+        self.ended = asyncio.Event()
+        self._proc = ""
+        self._server = Server(spec.name, __version__, self)
+
+    # ── control.Handler ──
+
+    async def status(self) -> Report:
+        doors = self.service.doors
+        tap = {"tx_dropped": doors.tap.tx_dropped(), **doors.datapath.totals()}
+        extra = {
+            "uptime": (time.monotonic_ns() - self.service.started) // 1_000_000_000,
+            "provisional": doors.datapath.stand_in(),
+            "strict": self.spec.strict,
+            "bypass": self.spec.bypass,
+            "workers": 1,
+            "offloads": doors.tap.offload_names(doors.offload),
+            "shortcomings": doors.shortcomings,
+            "counters": tap,
+        }
+        counters = doors.datapath.counters()
+        slaves = {
+            name: {"gate": doors.gates.get(name, "none"), "counters": counters[name]} for name in counters
+        }
+        return Report(self.service.snapshot(), __version__, extra, slaves)
+
+    async def set(self, assignments: Sequence[Assignment]) -> list[str]:
+        with self.service.notes() as notes:
+            for slave, option, value in assignments:
+                await self.service.write(option, value, slave)
+        return notes
+
+    async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]:
+        with self.service.notes() as notes:
+            for slave in slaves:
+                await self.service.enslave(slave, take_addresses)
+        return notes
+
+    async def remove(self, slaves: Sequence[str]) -> list[str]:
+        with self.service.notes() as notes:
+            for slave in slaves:
+                await self.service.release(slave)
+        return notes
+
+    def history(self) -> list[dict[str, object]]:
+        return self.service.failovers()
+
+    def log(self) -> list[dict[str, object]]:
+        return list(self.service.lines)
+
+    async def down(self) -> None:
+        await self.service.shut()
+        self.service.doors.tap.close()
+        self.ended.set()
+
+    # ── the files that others read ──
+
+    async def open(self) -> None:
+        self.service.on_change = self._write_proc
+        self.service.on_news = self._server.publish
+        self._write_proc()
+        await self._server.start(paths.socket_path(self.spec.name))
+
+    async def close(self) -> None:
+        await self._server.close()
+        for path in (paths.proc_path(self.spec.name), paths.socket_path(self.spec.name)):
+            path.unlink(missing_ok=True)
+
+    def _write_proc(self) -> None:
+        """Keep /proc/net/bonding's text where programs can read it, whole at every moment."""
+        text = proc(self.service.snapshot(), __version__)
+        if text == self._proc:
+            return
+        self._proc = text
+        path = paths.proc_path(self.spec.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.new")
+            fresh.write_text(text)
+            fresh.chmod(0o644)
+            fresh.rename(path)
+        except OSError as error:
+            log.warning("%s: %s could not be written: %s", self.spec.name, path, error)
+
+
+@contextlib.asynccontextmanager
+async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
+    """Build the bond of this spec; on leaving, give everything back."""
+    async with contextlib.AsyncExitStack() as stack:
+        netlink = Netlink()
+        await netlink.open()
+        stack.push_async_callback(netlink.close)
+        journal = Journal(paths.runtime_dir(), spec.name)
+        if left := await give_back_all(netlink, journal, spec.name):
+            log.info("%s: gave back %d interfaces that a dead daemon held", spec.name, left)
+        _refuse_taken_name(netlink, spec.name)
+
+        tap = Tap(spec.name, _queues(spec))
+        stack.callback(tap.close)
+        tap.set_carrier(False)
+        probe = open_probe()
+        stack.callback(probe.close)
+        datapath = Datapath(list(zip(tap.descriptors, range(len(tap.descriptors)), strict=True)), probe.fileno())
+        doors = Doors(tap, netlink, journal, datapath, bypass=spec.bypass)
+        stack.callback(doors.close_ports)
+        stack.callback(datapath.stop)
+
+        device = await netlink.facts(spec.name)
+        bond = Bond(spec.name, mac=device.mac, mtu=device.mtu, strict=spec.strict, random_mac=random_mac,
+                    tx_queues=len(tap.descriptors))
+        service = Service(bond, doors, device.index)
+        stack.push_async_callback(service.shut)
+        datapath.start()
+        await _build(service, spec)
+
+        desk = Desk(service, spec)
+        await desk.open()
+        stack.push_async_callback(desk.close)
+        yield desk
+
+
+def _refuse_taken_name(netlink: Netlink, name: str) -> None:
+    for link in netlink.links:
+        if link.name == name:
+            what = "a bond of the kernel's own driver" if link.kind == "bond" else f"a {link.kind or 'device'}"
+            raise Refused(
+                errno.EEXIST,
+                [f"{name} exists already ({what}): choose another name or remove it with: ip link delete {name}"],
+            )
+
+
+def _queues(spec: BondSpec) -> int:
+    """TAP queues: one for each worker, and up to the highest queue_id."""
+    ids = [find("queue_id").parse(slave.options["queue_id"]) for slave in spec.slaves if "queue_id" in slave.options]
+    return max([spec.workers, *(number + 1 for number in ids)])
+
+
+async def _build(service: Service, spec: BondSpec) -> None:
+    """Options, device, slaves, addresses, in the order in which one makes the next possible."""
+    doors, name = service.doors, spec.name
+    for option in apply_order(name for name in spec.options if find(name).name not in _AFTER_SLAVES):
+        await service.write(option, spec.options[option])
+    if spec.mac is not None:
+        await doors.netlink.set_mac(name, spec.mac)
+        await service.feed(BondMacChanged(spec.mac))
+    if spec.mtu is not None:
+        await doors.netlink.set_mtu(name, spec.mtu)
+        await service.set_mtu(spec.mtu)
+    await doors.netlink.set_up(name, True)
+    await service.feed(BondOpened())
+    for slave in spec.slaves:
+        await service.enslave(slave.name, spec.take_addresses)
+        for option, text in slave.options.items():
+            await service.write(option, text, slave.name)
+    for option in spec.options:
+        if find(option).name in _AFTER_SLAVES:
+            await service.write(option, spec.options[option])
+    for i, address in enumerate(spec.addresses):
+        await doors.netlink.add_address(name, address, spec.broadcast if i == 0 else None)
+    for gateway in spec.gateways:
+        await doors.netlink.add_gateway(name, gateway)

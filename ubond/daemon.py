@@ -1,0 +1,272 @@
+"""The life of one bond's process: started, locked, served, taken down cleanly.
+
+`start` is what `ubond up` calls.  In the background it forks before anything heavy is
+loaded, and returns when frames can flow or with the reason why they cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ubond import paths
+from ubond.bond.events import DoorError
+from ubond.bond.options import Refused
+from ubond.bond.spec import BondSpec
+
+log = logging.getLogger("ubond")
+START_SECONDS = 30
+
+
+# ── the front of it: what the command line calls ─────────────────────────────────────
+
+
+def start(spec: BondSpec, *, foreground: bool = False) -> int:
+    """Bring a bond up; return 0, or in the foreground when it has been taken down.
+
+    Raises Refused, DoorError or JournalError when it cannot be, and nothing is left behind.
+    """
+    if paths.running(spec.name):
+        raise Refused(errno.EEXIST, [f"{spec.name} is already running; take it down with: ubond down {spec.name}"])
+    if foreground:
+        _log_to_stderr()
+        _run(spec, _tell_service_manager)
+        return 0
+    return _start_in_background(spec)
+
+
+def recover(bond: str) -> int:
+    """Give back what a dead daemon of this bond held; return how many interfaces that were."""
+    return _with_loop(_recover_alone(bond))
+
+
+def restore(interfaces: list[str]) -> int:
+    """Give these interfaces back what ubond took from them; return how many needed it.
+
+    Works from a journal, or where that is lost from what their alias tells.
+    """
+    return _with_loop(_restore(interfaces))
+
+
+def _with_loop(work: Any) -> Any:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+# ── into the background and back with the outcome ────────────────────────────────────
+
+
+def _start_in_background(spec: BondSpec) -> int:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _detach()
+        code = 1
+        try:
+            code = _be_the_daemon(spec, writer)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    if not answer:
+        _, status = os.waitpid(child, 0)
+        raise DoorError("daemon", errno.ECHILD, spec.name, f"the daemon died while starting (status {status})")
+    _raise_outcome(json.loads(answer))
+    return 0
+
+
+def _detach() -> None:
+    """Leave the terminal and whatever the caller had open for input and output."""
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o022)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
+def _be_the_daemon(spec: BondSpec, writer: int) -> int:
+    told = False
+
+    def tell(outcome: dict[str, object]) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            os.write(writer, json.dumps(outcome).encode())
+            os.close(writer)
+
+    _log_to_system()
+    try:
+        _run(spec, lambda: tell({"ok": True}))
+    except BaseException as error:
+        if told:
+            log.critical("%s: stopped by an error", spec.name, exc_info=error)
+        tell(_outcome(error))
+        return 1
+    return 0
+
+
+def _outcome(error: BaseException) -> dict[str, object]:
+    match error:
+        case Refused():
+            return {"refused": {"errno": error.errno, "lines": error.lines, "extack": error.extack}}
+        case DoorError():
+            return {"door": [error.call, error.errno, error.interface, error.detail]}
+        case _:
+            return {"door": ["start", 0, "", f"{type(error).__name__}: {error}"]}
+
+
+def _raise_outcome(outcome: dict[str, Any]) -> None:
+    if "refused" in outcome:
+        told = outcome["refused"]
+        raise Refused(told["errno"], told["lines"], told["extack"])
+    if "door" in outcome:
+        raise DoorError(*outcome["door"])
+
+
+def _tell_service_manager() -> None:
+    """sd_notify(3): READY=1, where a service manager waits for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
+
+
+def _log_to_system() -> None:
+    """To the journal or syslog where there is one; `ubond history` keeps the lines in any case."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers[:] = [logging.NullHandler()]
+    if os.path.exists("/dev/log"):
+        with contextlib.suppress(OSError):
+            handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+            handler.setFormatter(logging.Formatter("ubond: %(message)s"))
+            root.handlers[:] = [handler]
+
+
+# ── the daemon itself ────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def _locked(bond: str) -> Iterator[None]:
+    """Hold the bond's lock: as long as it is held the daemon lives, whatever a PID may say."""
+    path = paths.lock_path(bond)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(errno.EEXIST, [f"{bond} is already running"]) from None
+        yield
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def _run(spec: BondSpec, ready: Callable[[], None]) -> None:
+    paths.make_runtime_dir()
+    with _locked(spec.name):
+        _with_loop(_serve(spec, ready))
+
+
+async def _serve(spec: BondSpec, ready: Callable[[], None]) -> None:
+    """Build the bond, say `ready`, and run it until it is told to end."""
+    from ubond.assembly import assemble
+
+    loop = asyncio.get_running_loop()
+    asked_to_end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, asked_to_end.set)
+    async with assemble(spec) as desk:
+        ready()
+        waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+
+# ── after a crash ────────────────────────────────────────────────────────────────────
+
+
+async def _recover_alone(bond: str) -> int:
+    from ubond.journal import Journal
+    from ubond.netlink import Netlink
+
+    netlink = Netlink()
+    await netlink.open()
+    try:
+        return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
+    finally:
+        await netlink.close()
+
+
+async def give_back_all(netlink: Any, journal: Any, bond: str) -> int:
+    """Give back everything that this bond's journal holds; return how many interfaces that were."""
+    from ubond.bond.enslave import give_back
+    from ubond.doors import SlaveDoors
+
+    doors = SlaveDoors(netlink, journal, bond)
+    held = journal.load()
+    for one in held:
+        failures = await doors.perform_all(give_back(one, await _facts_now(netlink, one.slave, one.index)))
+        for failure in failures:
+            log.warning("%s: (slave %s): could not be given back whole: %s", bond, one.slave, failure)
+    if held:
+        journal.remove()
+    return len(held)
+
+
+async def _facts_now(netlink: Any, name: str, index: int) -> Any:
+    """The interface that was taken, under whatever name it has now."""
+    link = netlink.link(index)
+    return await netlink.facts(link.name if link is not None else name)
+
+
+async def _restore(interfaces: list[str]) -> int:
+    from ubond.bond.enslave import give_back, held_by_mark
+    from ubond.doors import SlaveDoors
+    from ubond.journal import Journal
+    from ubond.netlink import Netlink
+
+    netlink = Netlink()
+    await netlink.open()
+    given = 0
+    try:
+        for name in interfaces:
+            facts = await netlink.facts(name)
+            held = held_by_mark(facts)
+            if held is None:
+                continue
+            bond, by_mark = held
+            if paths.running(bond):
+                raise Refused(errno.EBUSY, [f"{name} is a slave of {bond}, which runs: ubond remove {bond} {name}"])
+            journal = Journal(paths.runtime_dir(), bond)
+            known = next((one for one in journal.load() if one.index == facts.index), by_mark)
+            failures = await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts))
+            if failures:
+                raise failures[0]
+            given += 1
+    finally:
+        await netlink.close()
+    return given

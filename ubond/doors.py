@@ -1,0 +1,206 @@
+"""All doors of one bond, behind one question: perform this action.
+
+Every `Action` has its branch in `Doors.perform`; every failure leaves as `DoorError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ubond.bond.events import (
+    Action,
+    AnnounceSeen,
+    CloseGates,
+    ClosePort,
+    DoorError,
+    Forget,
+    GiveAddresses,
+    OpenGates,
+    OpenPort,
+    PublishTable,
+    Remember,
+    SendFrames,
+    SetBondCarrier,
+    SetBondMac,
+    SetBondMtu,
+    SetSlaveAddrGenMode,
+    SetSlaveAlias,
+    SetSlaveFeature,
+    SetSlaveMac,
+    SetSlaveMtu,
+    SetSlaveUp,
+    SlaveFacts,
+    TakeAddresses,
+)
+from ubond.datapath import Datapath
+from ubond.gates import GATE_MARK
+from ubond.journal import Journal
+from ubond.netlink import Netlink
+from ubond.ports import Port, Tap, offloads, open_port
+from ubond.wire import MacAddr, rarp_announcement
+
+#: Actions that wait for nothing: they may be performed in the turn of the event that caused them.
+INSTANT = (PublishTable, SetBondCarrier, SendFrames, AnnounceSeen)
+
+
+class SlaveDoors:
+    """What can be done to a slave without a bond: all that giving it back needs."""
+
+    def __init__(self, netlink: Netlink, journal: Journal, bond: str) -> None:
+        self.netlink, self.journal, self.bond = netlink, journal, bond
+        self.gates: dict[str, str] = {}
+
+    async def perform(self, action: Action) -> None:
+        """Perform one action; DoorError if the kernel refuses."""
+        netlink = self.netlink
+        match action:
+            case SetSlaveMac(slave, mac):
+                await netlink.set_mac(slave, mac)
+            case SetSlaveMtu(slave, mtu):
+                await netlink.set_mtu(slave, mtu)
+            case SetSlaveUp(slave, up):
+                await netlink.set_up(slave, up)
+            case SetSlaveFeature(slave, feature, on):
+                await netlink.set_feature(slave, feature, on)
+            case SetSlaveAddrGenMode(slave, mode):
+                await netlink.set_addr_gen_mode(slave, mode)
+            case SetSlaveAlias(slave, alias):
+                await netlink.set_alias(slave, alias)
+            case CloseGates(slave):
+                self.gates[slave] = await netlink.close_gates(slave)
+            case OpenGates(slave):
+                self.gates.pop(slave, None)
+                await netlink.open_gates(slave)
+            case TakeAddresses(slave):
+                self.journal.remember_addresses(slave, await netlink.take_addresses(slave, self.bond))
+            case GiveAddresses(slave):
+                await netlink.give_addresses(self.journal.addresses(slave), slave)
+            case Remember(held):
+                self.journal.remember(held)
+            case Forget(slave):
+                self.journal.forget(slave)
+            case _:
+                raise AssertionError(f"no door for {action}")
+
+    async def perform_all(self, actions: Iterable[Action]) -> list[DoorError]:
+        """Perform every one of these, whatever fails on the way; return the failures."""
+        failures = []
+        for action in actions:
+            try:
+                await self.perform(action)
+            except DoorError as error:
+                failures.append(error)
+        return failures
+
+
+class Doors(SlaveDoors):
+    """The kernel side of one bond: its TAP, its slaves' sockets and datapath, and `SlaveDoors`."""
+
+    def __init__(self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, *, bypass: bool) -> None:
+        super().__init__(netlink, journal, tap.name)
+        self.tap, self.datapath = tap, datapath
+        self.ports: dict[str, Port] = {}
+        self._facts: dict[str, SlaveFacts] = {}
+        self._bypass = bypass
+        self._promiscuous = False
+        self.offload = 0
+
+    def perform_now(self, action: Action) -> None:
+        """Perform one of the INSTANT actions."""
+        match action:
+            case PublishTable(table):
+                self.datapath.publish(table)
+            case SetBondCarrier(carrier):
+                self.tap.set_carrier(carrier)
+            case SendFrames(slave, frames, _):
+                for frame in frames:
+                    self._port(slave).send(frame)
+            case AnnounceSeen(slave):
+                for mac in self.datapath.seen_macs():
+                    self._port(slave).send(rarp_announcement(MacAddr(mac)))
+            case _:
+                raise AssertionError(f"not instant: {action}")
+
+    async def perform(self, action: Action) -> None:
+        """Perform one action; DoorError if the kernel refuses."""
+        match action:
+            case PublishTable() | SetBondCarrier() | SendFrames() | AnnounceSeen():
+                self.perform_now(action)
+            case SetBondMac(mac):
+                await self.netlink.set_mac(self.tap.name, mac)
+            case SetBondMtu(mtu):
+                await self.netlink.set_mtu(self.tap.name, mtu)
+            case OpenPort(slave):
+                await self._open_port(slave)
+            case ClosePort(slave):
+                await self._close_port(slave)
+            case _:
+                await super().perform(action)
+
+    # ── sockets ──
+
+    async def _open_port(self, slave: str) -> None:
+        facts = await self.netlink.facts(slave)
+        port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass)
+        try:
+            port.set_promiscuous(self._promiscuous)
+            self._facts[slave] = facts
+            await self._follow_offloads()
+            self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
+        except BaseException:
+            self._facts.pop(slave, None)
+            port.close()
+            raise
+        self.ports[slave] = port
+
+    async def _close_port(self, slave: str) -> None:
+        if slave not in self.ports:
+            return
+        await self.datapath.remove(slave)
+        self.ports.pop(slave).close()
+        self._facts.pop(slave, None)
+        await self._follow_offloads()
+
+    async def _follow_offloads(self) -> None:
+        """Offer the host's stack what all slaves can send, no more."""
+        slaves = list(self._facts.values())
+        self.offload = self.tap.set_offload(offloads(slaves))
+        if slaves:
+            size = min(facts.gso_max_size for facts in slaves)
+            await self.netlink.set_gso(self.tap.name, min(size, 65536), min(f.gso_max_segs for f in slaves))
+
+    def rename(self, old: str, new: str) -> None:
+        """A slave's interface has another name now."""
+        for table in (self.ports, self.gates, self._facts):
+            if old in table:
+                table[new] = table.pop(old)  # type: ignore[attr-defined, index]
+        if new in self.ports:
+            self.ports[new].name = new
+            self.datapath.rename(old, new)
+
+    def set_promiscuous(self, on: bool, complain: Callable[[DoorError], None]) -> None:
+        """Let slaves receive frames to any MAC while something on the bond wants them."""
+        if on == self._promiscuous:
+            return
+        self._promiscuous = on
+        for port in self.ports.values():
+            try:
+                port.set_promiscuous(on)
+            except DoorError as error:
+                complain(error)
+
+    def _port(self, slave: str) -> Port:
+        if slave not in self.ports:
+            raise DoorError("send", 19, slave)  # ENODEV: released since
+        return self.ports[slave]
+
+    @property
+    def shortcomings(self) -> list[str]:
+        """What could not be had here, each said once."""
+        return list(dict.fromkeys(text for port in self.ports.values() for text in port.shortcomings))
+
+    def close_ports(self) -> None:
+        """Close what is still open; the datapath has stopped."""
+        for port in self.ports.values():
+            port.close()
+        self.ports.clear()

@@ -1,0 +1,431 @@
+"""One bond at work: events in, actions out.  The one place that reads the clock.
+
+`Service` introduces the rooms to each other: what netlink and the datapath notice becomes
+an event for the study, what the study asks for is performed at the doors, in order, and
+the control socket's requests end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from ubond import control
+from ubond.bond import core
+from ubond.bond.events import (
+    Action,
+    ActionFailed,
+    ActiveChanged,
+    BondClosed,
+    BondMacChanged,
+    BondMtuChanged,
+    BondOpened,
+    CarrierChanged,
+    DoorError,
+    Enslaved,
+    EnslaveRequested,
+    Event,
+    Level,
+    LinkDead,
+    Log,
+    OptionWritten,
+    PublishTable,
+    ReleaseRequested,
+    SlaveGone,
+    SlaveRenamed,
+    SpeedRead,
+    Then,
+    UppersChanged,
+    Woken,
+)
+from ubond.bond.options import Refused
+from ubond.bond.snapshot import BondSnapshot
+from ubond.datapath import CarrierRead, DeadLink, TapGone
+from ubond.doors import INSTANT, Doors
+from ubond.history import History
+from ubond.netlink import AddressesChanged, Change, Link, LinkChanged, LinkGone, LinkRenamed
+
+MS = 1_000_000
+KEEP_LINES = 1000
+IFF_PROMISC = 0x100
+DROPS = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown",
+         "tx_too_long", "tx_too_long_tagged")  # fmt: skip
+
+_LEVELS = {Level.ERROR: logging.ERROR, Level.WARNING: logging.WARNING,
+           Level.INFO: logging.INFO, Level.DEBUG: logging.DEBUG}  # fmt: skip
+
+log = logging.getLogger("ubond")
+
+
+class _Transaction:
+    """The actions of one event on their way, and whoever waits for their end."""
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self.actions = deque(actions)
+        self.done: list[Action] = []
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Nobody waits for most transactions: their failures are events, not exceptions.
+        self.end.add_done_callback(lambda end: end.exception())
+
+
+class Service:
+    """Runs one bond on the loop in which it is made."""
+
+    def __init__(self, bond: core.Bond, doors: Doors, index: int) -> None:
+        """`index`: of the bond's device."""
+        self.bond, self.doors, self.index = bond, doors, index
+        self.name = bond.snapshot().name
+        self.history = History()
+        self.lines: deque[dict[str, object]] = deque(maxlen=KEEP_LINES)
+        self._notes: list[str] | None = None
+        self.gone = asyncio.Event()
+        self.started = time.monotonic_ns()
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_news: Callable[[Mapping[str, object]], None] = lambda news: None
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[_Transaction] = asyncio.Queue()
+        self._tables_waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._uppers_timer: asyncio.TimerHandle | None = None
+        self._performer = self._loop.create_task(self._perform_queue())
+        self._end_netlink = doors.netlink.subscribe(self._netlink_news)
+        self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
+        self._indices: dict[str, int] = {}
+        self._drops_before = 0
+        self._follow_miimon()
+
+    # ── events in ────────────────────────────────────────────────────────────────────
+
+    def feed(self, event: Event) -> asyncio.Future[None]:
+        """Give the study an event; the future ends when all that follows from it is done.
+
+        Raises Refused when the study will not have it.
+        """
+        transaction = _Transaction(self.bond.handle(event, time.monotonic_ns()))
+        self._start(transaction)
+        self._rearm()
+        return transaction.end
+
+    def _start(self, transaction: _Transaction) -> None:
+        quick = all(isinstance(action, (*INSTANT, Log, ActiveChanged)) for action in transaction.actions)
+        # A quick transaction need not wait for a slow one, unless that has a table to publish:
+        # tables must reach the worker in the order in which they were made.
+        if quick and not self._tables_waiting:
+            self._perform_at_once(transaction)
+        else:
+            self._tables_waiting += _tables(transaction)
+            self._queue.put_nowait(transaction)
+
+    def _rearm(self) -> None:
+        """Be woken when the study asks for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.bond.deadline()
+        if deadline is not None:
+            delay = max(0, deadline - time.monotonic_ns()) / 1e9
+            self._timer = self._loop.call_later(delay, self._wake)
+
+    def _follow_miimon(self) -> None:
+        self.doors.datapath.set_interval(int(self.bond.snapshot().options["miimon"]) * MS)
+
+    def _wake(self) -> None:
+        # The loop's clock is coarser than ours: never be early, the grid would be missed.
+        deadline = self.bond.deadline()
+        if deadline is not None and time.monotonic_ns() >= deadline:
+            self.feed(Woken())
+        else:
+            self._rearm()
+
+    def _datapath_news(self) -> None:
+        for news in self.doors.datapath.news():
+            match news:
+                case CarrierRead(slave, carrier):
+                    if self._has(slave):
+                        self._carrier(slave, carrier)
+                case DeadLink(slave, stand_in):
+                    if self._has(slave):
+                        self._dead(slave, stand_in)
+                case TapGone():
+                    self._bond_gone("deleted")
+
+    def _carrier(self, slave: str, carrier: bool) -> None:
+        if carrier:
+            self._loop.create_task(self._read_speed(slave))
+        else:
+            self._trouble()
+        self.feed(CarrierChanged(slave, carrier))
+
+    def _dead(self, slave: str, stand_in: str | None) -> None:
+        self._trouble()
+        self.doors.datapath.believe(slave, False)
+        before = self.doors.datapath.generation
+        self.feed(LinkDead(slave, stand_in))
+        if self.doors.datapath.generation == before and not self._tables_waiting:
+            # What the worker did provisionally is official now or ends here.
+            self.doors.datapath.confirm()
+
+    def _trouble(self) -> None:
+        """Look at what the coming failover will be told by: drops so far, and whom to announce."""
+        self._settle_history()
+        self._drops_before = self._drops()
+        self._refresh_uppers()
+
+    async def _read_speed(self, slave: str) -> None:
+        try:
+            speed, duplex = await self.doors.netlink.speed(slave)
+        except DoorError:
+            return
+        if self._has(slave):
+            self.feed(SpeedRead(slave, speed, duplex))
+
+    def _netlink_news(self, change: Change) -> None:
+        match change:
+            case LinkRenamed(old, new, index) if index != self.index and self._has(old):
+                self.doors.rename(old, new)
+                self._indices[new] = self._indices.pop(old, index)
+                self.feed(SlaveRenamed(old, new))
+            case LinkGone(name, index, why):
+                if index == self.index:
+                    self._bond_gone(why)
+                elif self._indices.get(name) == index:
+                    self._indices.pop(name)
+                    self._slave_gone(name, why)
+                else:
+                    self._uppers_soon()
+            case LinkChanged(link, before):
+                if link.index == self.index:
+                    self._bond_changed(link)
+                elif self._indices.get(link.name) == link.index:
+                    # A hint, not a fact: what it says may be older than what the watch has read.
+                    self.doors.datapath.look(link.name)
+                elif before is None or link != before:
+                    self._uppers_soon()
+            case AddressesChanged():
+                self._uppers_soon()
+
+    def _bond_changed(self, link: Link) -> None:
+        seen = self.bond.snapshot()
+        if link.up != seen.up:
+            self.feed(BondOpened() if link.up else BondClosed())
+        if link.mac != seen.mac or link.mtu != seen.mtu:
+            self._loop.create_task(self._compare_bond())
+        self._uppers_soon()
+
+    async def _compare_bond(self) -> None:
+        """Somebody changed the bond's MAC or MTU, or a message from before our own change came late."""
+        await self._queue.join()
+        try:
+            facts = await self.doors.netlink.facts(self.doors.tap.name)
+        except DoorError:
+            return      # gone meanwhile; that is news of its own
+        if facts.mac != self.bond.snapshot().mac:
+            self._attempt(BondMacChanged(facts.mac))
+        if facts.mtu != self.bond.snapshot().mtu:
+            self._attempt(BondMtuChanged(facts.mtu))
+
+    def _attempt(self, event: Event) -> None:
+        try:
+            self.feed(event)
+        except Refused as refused:
+            for line in refused.lines:
+                self._tell(Log(Level.ERROR, line))
+
+    def _slave_gone(self, slave: str, why: str) -> None:
+        if self._has(slave):
+            self._tell(Log(Level.WARNING, f"interface {why}; releasing it", slave))
+            self.feed(SlaveGone(slave, why))
+
+    def _bond_gone(self, why: str) -> None:
+        if not self.gone.is_set():
+            self._tell(Log(Level.WARNING, f"the bond's device was {why}; giving the slaves back"))
+            self.gone.set()
+
+    def _uppers_soon(self) -> None:
+        if self._uppers_timer is None:
+            self._uppers_timer = self._loop.call_later(0.05, self._refresh_uppers)
+
+    def _refresh_uppers(self) -> None:
+        """Tell the study who would have to be announced now, if that has changed."""
+        if self._uppers_timer is not None:
+            self._uppers_timer.cancel()
+            self._uppers_timer = None
+        netlink = self.doors.netlink
+        self.feed(UppersChanged(netlink.uppers(self.index)))
+        link = netlink.link(self.index)
+        if link is not None:
+            others = any(other.lower == self.index and other.kind != "vlan" for other in netlink.links)
+            wants_all = bool(link.master) or bool(link.flags & IFF_PROMISC) or others
+            self.doors.set_promiscuous(wants_all, lambda error: self._tell(Log(Level.WARNING, str(error))))
+
+    def _has(self, slave: str) -> bool:
+        return slave in self._indices
+
+    # ── actions out ──────────────────────────────────────────────────────────────────
+
+    def _perform_at_once(self, transaction: _Transaction) -> None:
+        for action in transaction.actions:
+            try:
+                if isinstance(action, INSTANT):
+                    self.doors.perform_now(action)
+                else:
+                    self._tell(action)
+            except DoorError as error:
+                self._failed(transaction, action, error)
+                return
+            transaction.done.append(action)
+        self._finish(transaction)
+
+    async def _perform_queue(self) -> None:
+        while True:
+            transaction = await self._queue.get()
+            try:
+                await self._perform(transaction)
+            finally:
+                self._queue.task_done()
+
+    async def _perform(self, transaction: _Transaction) -> None:
+        self._tables_waiting -= _tables(transaction)
+        while transaction.actions:
+            action = transaction.actions.popleft()
+            try:
+                match action:
+                    case Log() | ActiveChanged():
+                        self._tell(action)
+                    case Then(event):
+                        await self._continue(transaction, event)
+                    case _:
+                        await self.doors.perform(action)
+            except DoorError as error:
+                self._failed(transaction, action, error)
+                return
+            transaction.done.append(action)
+        self._finish(transaction)
+
+    async def _continue(self, transaction: _Transaction, event: Event) -> None:
+        """What follows from an event that a transaction ends with belongs to it."""
+        if isinstance(event, Enslaved):
+            facts = await self.doors.netlink.facts(event.facts.name)
+            self._indices[facts.name] = facts.index
+            event = replace(event, facts=facts)
+        transaction.actions.extend(self.bond.handle(event, time.monotonic_ns()))
+        if isinstance(event, Enslaved):
+            self.doors.datapath.read_again(event.facts.name)
+        self._rearm()
+
+    def _failed(self, transaction: _Transaction, action: Action, error: DoorError) -> None:
+        """The study hears of the failure; whoever waits hears of it when the undo is done."""
+        log.debug("%s: %s failed: %s", self.name, type(action).__name__, error)
+        event = ActionFailed(action, tuple(transaction.done), error.errno, str(error))
+        end = self.feed(event)
+
+        def pass_on(_: asyncio.Future[None]) -> None:
+            if not transaction.end.done():
+                transaction.end.set_exception(error)
+
+        end.add_done_callback(pass_on)
+
+    def _finish(self, transaction: _Transaction) -> None:
+        if not transaction.end.done():
+            transaction.end.set_result(None)
+        self.on_change()
+
+    def _tell(self, news: Log | ActiveChanged | Action) -> None:
+        match news:
+            case Log(level, text, slave):
+                line = f"{self.name}: (slave {slave}): {text}" if slave else f"{self.name}: {text}"
+                log.log(_LEVELS[level], "%s", line)
+                if level <= Level.INFO:
+                    entry = control.log_line(news, self.name, time.time())
+                    self.lines.append(entry)
+                    self.on_news(entry)
+                    if self._notes is not None and level <= Level.WARNING:
+                        self._notes.append(line)
+            case ActiveChanged():
+                self._record_failover(news)
+                self.on_news(control.active_changed(news, time.time()))
+
+    # ── the past ─────────────────────────────────────────────────────────────────────
+
+    def _drops(self) -> int:
+        slaves = self.doors.datapath.counters().values()
+        return self.doors.datapath.totals()["no_slave"] + sum(slave[name] for slave in slaves for name in DROPS)
+
+    def _record_failover(self, change: ActiveChanged) -> None:
+        self._settle_history()
+        old = change.old
+        last = self.doors.datapath.times(old)[1] if old is not None and old in self.doors.ports else 0
+        self.history.begin(change, last, self._drops_before or self._drops())
+        self._new_sender = change.new
+        self._loop.call_later(1.1, self._settle_history)
+
+    _new_sender: str | None = None
+
+    def _settle_history(self) -> None:
+        new = self._new_sender
+        first = self.doors.datapath.times(new)[0] if new is not None and new in self.doors.ports else 0
+        self.history.settle(first, self._drops())
+
+    # ── what operators ask ───────────────────────────────────────────────────────────
+
+    def failovers(self) -> list[dict[str, object]]:
+        """Past failovers, oldest first."""
+        self._settle_history()
+        return self.history.entries()
+
+    def snapshot(self) -> BondSnapshot:
+        return self.bond.snapshot()
+
+    async def enslave(self, slave: str, take_addresses: bool = False) -> None:
+        """Enslave an interface; Refused or DoorError if that fails, and nothing is left behind."""
+        facts = await self.doors.netlink.facts(slave)
+        await self.feed(EnslaveRequested(facts, take_addresses))
+
+    async def release(self, slave: str) -> None:
+        """Release a slave and give it back what it had."""
+        end = self.feed(ReleaseRequested(slave))
+        self._indices.pop(slave, None)
+        await end
+
+    async def write(self, name: str, text: str, slave: str | None = None) -> None:
+        """Write an option."""
+        await self.feed(OptionWritten(name, text, slave))
+        self._follow_miimon()
+
+    async def set_mtu(self, mtu: int) -> None:
+        """The bond's device has this MTU now; slaves follow."""
+        await self.feed(BondMtuChanged(mtu))
+
+    @contextlib.contextmanager
+    def notes(self) -> Iterator[list[str]]:
+        """Collect the warnings that come while somebody waits for the outcome."""
+        self._notes = found = []
+        try:
+            yield found
+        finally:
+            self._notes = None
+
+    async def shut(self) -> None:
+        """Release all slaves, the last first, so that each failover on the way has somewhere to go."""
+        for slave in reversed([slave.name for slave in self.bond.snapshot().slaves]):
+            try:
+                await self.release(slave)
+            except (DoorError, Refused) as error:
+                log.error("%s: (slave %s): could not be given back: %s", self.name, slave, error)
+        if self._performer.cancelled():
+            return
+        self._performer.cancel()
+        self._end_netlink()
+        self._loop.remove_reader(self.doors.datapath.news_fd)
+        for timer in (self._timer, self._uppers_timer):
+            if timer is not None:
+                timer.cancel()
+
+
+def _tables(transaction: _Transaction) -> int:
+    return sum(isinstance(action, PublishTable) for action in transaction.actions)
