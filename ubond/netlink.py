@@ -1,0 +1,416 @@
+"""The door to the kernel's network configuration: interfaces read, changed and watched.
+
+`Netlink` works in the network namespace in which it is opened and stays in it.  It keeps a
+picture of all links and addresses from the kernel's events, so that a failover finds whom to
+tell without asking first.  Every failure leaves as `DoorError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_SETLINK,
+)
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from ubond.bond.events import DoorError, SlaveFacts, UpperFacts
+from ubond.ethtool import Ethtool
+from ubond.gates import Gates
+from ubond.rtnl import Events, Message, Requests, address_message, link_message
+from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, Link, uppers
+from ubond.wire import MacAddr
+
+log = logging.getLogger(__name__)
+
+_SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
+_SO_NETNS_COOKIE = 71
+_MAX_NAME = 15
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """A link is new (`before` None) or something that `Link` shows has changed."""
+
+    link: Link
+    before: Link | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRenamed:
+    """Followed by the LinkChanged of the same message."""
+
+    old: str
+    new: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGone:
+    """`why`: `deleted`, or `moved to another namespace`."""
+
+    name: str
+    index: int
+    why: str = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """Addresses of this interface came, went or changed (a tentative one became usable)."""
+
+    name: str
+    index: int
+
+
+Change = LinkChanged | LinkRenamed | LinkGone | AddressesChanged
+Listener = Callable[[Change], None]
+
+
+class Netlink:
+    """Links, addresses and gates of one network namespace, asked, changed and watched."""
+
+    def __init__(self) -> None:
+        self._requests = Requests()
+        self._gates = Gates(self._requests)
+        self._events = Events(self._hear, self._overrun)
+        self._links: dict[int, Link] = {}
+        self._addresses: dict[int, dict[bytes, Address]] = {}
+        self._listeners: list[Listener] = []
+        self._resync: asyncio.Task[None] | None = None
+        self.overruns = 0
+
+    async def open(self, receive_buffer: int = 1 << 20) -> None:
+        """Open the sockets in the thread's network namespace, subscribe and take the first picture."""
+        self._ethtool = Ethtool()
+        self._cookie = netns_cookie()
+        await self._requests.open()
+        self._events.open(asyncio.get_running_loop(), receive_buffer)
+        await self._reconcile()
+
+    async def close(self) -> None:
+        if self._resync is not None:
+            self._resync.cancel()
+        self._events.close()
+        self._requests.close()
+        self._ethtool.close()
+
+    # ── asked of the kernel now ──────────────────────────────────────────────────────
+
+    async def facts(self, name: str) -> SlaveFacts:
+        """Read everything about an interface; DoorError(ENODEV) if there is none of this name."""
+        message = await self._read_link(name)
+        link = _link(message)
+        master = await self._master(message.get_attr("IFLA_MASTER") or 0)
+        found = await self._dump_addresses(link.index)
+        features = await asyncio.to_thread(self._ethtool.features, link.name)
+        speed, duplex = await asyncio.to_thread(self._ethtool.link, link.name)
+        return SlaveFacts(
+            name=link.name,
+            index=link.index,
+            mac=link.mac or MacAddr(bytes(6)),
+            mtu=link.mtu,
+            up=link.up,
+            carrier=link.carrier,
+            link_type=message["ifi_type"],
+            kind=link.kind,
+            loopback=bool(link.flags & IFF_LOOPBACK),
+            master=link.master,
+            master_kind=master.kind if master else "",
+            is_master=bool(link.flags & IFF_MASTER) or link.index in (other.master for other in self.links),
+            speed=speed,
+            duplex=duplex,
+            features=features.on,
+            fixed=features.fixed,
+            addr_gen_mode=message.get_nested("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_ADDR_GEN_MODE"),
+            alias=link.alias,
+            addresses=tuple(_cidr(address) for address in found if not _is_link_local(address)),
+            permanent=_mac(message.get_attr("IFLA_PERM_ADDRESS")),
+            max_mtu=message.get_attr("IFLA_MAX_MTU") or 0,
+            gso_max_size=message.get_attr("IFLA_GSO_MAX_SIZE") or 65536,
+            gso_max_segs=message.get_attr("IFLA_GSO_MAX_SEGS") or 65535,
+            netns=self._cookie,
+        )
+
+    async def speed(self, name: str) -> tuple[int, int]:
+        """Speed (Mbit/s) and duplex of an interface as its driver reports them now."""
+        return await asyncio.to_thread(self._ethtool.link, name)
+
+    # ── changed ──────────────────────────────────────────────────────────────────────
+
+    async def set_mac(self, name: str, mac: MacAddr) -> bool:
+        """Give an interface this MAC; True if it had to be taken down and up again for it.
+
+        A needless down flaps the switch port, so it is tried live first.
+        """
+        try:
+            await self._set(name, "address", ADDRESS=str(mac))
+        except DoorError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        else:
+            return False
+        log.info("(slave %s): its driver changes the MAC only while it is down: down and up again", name)
+        await self.set_up(name, False)
+        try:
+            await self._set(name, "address", ADDRESS=str(mac))
+        finally:
+            await self.set_up(name, True)
+        return True
+
+    async def set_mtu(self, name: str, mtu: int) -> None:
+        await self._set(name, "mtu", MTU=mtu)
+
+    async def set_up(self, name: str, up: bool) -> None:
+        await self._set(name, "up" if up else "down", flags=IFF_UP if up else 0, change=IFF_UP)
+
+    async def set_alias(self, name: str, alias: str) -> None:
+        """Set the alias; an empty one removes it."""
+        # An attribute without a byte in it removes the alias, a text would keep its final zero.
+        await self._set(name, "alias", IFALIAS=alias)
+
+    async def set_addr_gen_mode(self, name: str, mode: int) -> None:
+        """IPv6 link-local addresses: 1 none, 0 from the MAC; nothing to do where IPv6 is not there."""
+        inet6 = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", mode)]})]}
+        await self._set(name, "addr_gen_mode", AF_SPEC=inet6)
+
+    async def set_gso(self, name: str, max_size: int, max_segs: int) -> None:
+        """Bound what the stack hands to an interface in one frame: bytes and segments."""
+        await self._set(name, "gso", GSO_MAX_SIZE=max_size, GSO_MAX_SEGS=max_segs)
+
+    async def set_feature(self, name: str, feature: str, on: bool) -> None:
+        """Switch one of ethtool's features; DoorError(EOPNOTSUPP) where it did not take."""
+        await asyncio.to_thread(self._ethtool.set_feature, name, feature, on)
+
+    async def close_gates(self, name: str) -> str:
+        """Close both gates of a slave (see `gates`) and return the name of the kind in use."""
+        return await self._gates.close(name, await self._index(name))
+
+    async def open_gates(self, name: str) -> None:
+        """Remove what close_gates made, and only that."""
+        await self._gates.open(name, await self._index(name))
+
+    async def gate_present(self, name: str) -> bool:
+        """Whether both gates are closed; somebody may have removed them."""
+        return await self._gates.present(name, await self._index(name))
+
+    async def add_address(
+        self, name: str, address: IPv4Interface | IPv6Interface, broadcast: IPv4Address | None = None
+    ) -> None:
+        """Put an address on an interface; the broadcast address is the prefix's own if not given."""
+        text = str(address.ip)
+        attributes = {"LOCAL": text, "ADDRESS": text}
+        if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
+            attributes["BROADCAST"] = str(broadcast or address.network.broadcast_address)
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        message = address_message(await self._index(name), family, address.network.prefixlen, **attributes)
+        await self._requests.tell(f"RTM_NEWADDR {address}", RTM_NEWADDR, message, name,
+                                  NLM_F_CREATE | NLM_F_EXCL)
+
+    async def add_gateway(self, name: str, gateway: IPv4Address | IPv6Address) -> None:
+        """Make a default route through this interface."""
+        message = rtmsg()
+        message["family"] = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+        message["table"], message["proto"], message["type"] = RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST
+        message["attrs"] = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", await self._index(name))]
+        await self._requests.tell(f"RTM_NEWROUTE default via {gateway}", RTM_NEWROUTE, message, name,
+                                  NLM_F_CREATE | NLM_F_EXCL)
+
+    # ── the picture ──────────────────────────────────────────────────────────────────
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links of the namespace, as last announced."""
+        return tuple(self._links.values())
+
+    def link(self, index: int) -> Link | None:
+        """The link of this index, as last announced."""
+        return self._links.get(index)
+
+    def uppers(self, bond: int) -> tuple[UpperFacts, ...]:
+        """Whom to tell after a failover of the bond with this index: itself and all that stands on it."""
+        addresses = {index: tuple(found.values()) for index, found in self._addresses.items()}
+        return uppers(self._links, addresses, bond)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with every change from now on, in order; the returned call ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """Yield every change from now on, in order."""
+        queue: asyncio.Queue[Change] = asyncio.Queue()
+        end = self.subscribe(queue.put_nowait)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            end()
+
+    # ── how it is done ───────────────────────────────────────────────────────────────
+
+    async def _read_link(self, name: str) -> Message:
+        if not 0 < len(name.encode()) <= _MAX_NAME:
+            raise DoorError("RTM_GETLINK", errno.ENODEV, name)
+        message = link_message(IFNAME=name, EXT_MASK=_SKIP_STATISTICS)
+        return await self._requests.ask("RTM_GETLINK", RTM_GETLINK, message, name)
+
+    async def _index(self, name: str) -> int:
+        return int((await self._read_link(name))["index"])
+
+    async def _master(self, index: int) -> Link | None:
+        if not index:
+            return None
+        message = link_message(index, EXT_MASK=_SKIP_STATISTICS)
+        return _link(await self._requests.ask("RTM_GETLINK master", RTM_GETLINK, message))
+
+    async def _set(self, name: str, what: str, flags: int = 0, change: int = 0, **attributes: object) -> None:
+        message = link_message(await self._index(name), flags, change, **attributes)
+        await self._requests.tell(f"RTM_SETLINK {what}", RTM_SETLINK, message, name)
+
+    async def _dump_addresses(self, index: int = 0) -> list[Address]:
+        found = await self._requests.dump("RTM_GETADDR", RTM_GETADDR, address_message())
+        addresses = (_address(message) for message in found)
+        return [address for address in addresses if index in (0, address.index)]
+
+    def _tell(self, change: Change) -> None:
+        for listener in tuple(self._listeners):
+            listener(change)
+
+    def _hear(self, message: Message) -> None:
+        """Take in one announcement."""
+        match message["header"]["type"]:
+            case kind if kind in (RTM_NEWLINK, RTM_DELLINK) and message["family"] != socket.AF_UNSPEC:
+                pass  # a bridge speaks of its ports, IPv6 of its settings
+            case kind if kind == RTM_NEWLINK:
+                self._learn(_link(message))
+            case kind if kind == RTM_DELLINK:
+                stays = message.get_attr("IFLA_NEW_NETNSID") is None
+                self._lose(message["index"], "deleted" if stays else "moved to another namespace")
+            case kind if kind == RTM_NEWADDR:
+                address = _address(message)
+                here = self._addresses.setdefault(address.index, {})
+                if here.get(address.packed) != address:
+                    here[address.packed] = address
+                    self._address_news(address.index)
+            case kind if kind == RTM_DELADDR:
+                address = _address(message)
+                if self._addresses.get(address.index, {}).pop(address.packed, None):
+                    self._address_news(address.index)
+
+    def _learn(self, link: Link) -> None:
+        before = self._links.get(link.index)
+        if link == before:
+            return
+        self._links[link.index] = link
+        if before is not None and before.name != link.name:
+            self._tell(LinkRenamed(before.name, link.name, link.index))
+        self._tell(LinkChanged(link, before))
+
+    def _lose(self, index: int, why: str = "deleted") -> None:
+        self._addresses.pop(index, None)
+        if link := self._links.pop(index, None):
+            self._tell(LinkGone(link.name, index, why))
+
+    def _address_news(self, index: int) -> None:
+        if link := self._links.get(index):
+            self._tell(AddressesChanged(link.name, index))
+
+    def _overrun(self) -> None:
+        """Announcements were lost: take the picture anew, once for any number of overruns."""
+        self.overruns += 1
+        if self._resync is None or self._resync.done():
+            self._resync = asyncio.get_running_loop().create_task(self._resynchronise())
+
+    async def _resynchronise(self) -> None:
+        log.warning("the kernel's link events came faster than they were read: reading all links again")
+        seen = 0
+        while seen != self.overruns:
+            seen = self.overruns
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        """Read all links and addresses and tell the differences."""
+        everything = link_message(EXT_MASK=_SKIP_STATISTICS)
+        links = [_link(m) for m in await self._requests.dump("RTM_GETLINK", RTM_GETLINK, everything)]
+        for index in self._links.keys() - {link.index for link in links}:
+            self._lose(index)
+        for link in links:
+            self._learn(link)
+        addresses: dict[int, dict[bytes, Address]] = {}
+        for address in await self._dump_addresses():
+            addresses.setdefault(address.index, {})[address.packed] = address
+        before, self._addresses = self._addresses, addresses
+        for index in before.keys() | addresses.keys():
+            if before.get(index, {}) != addresses.get(index, {}):
+                self._address_news(index)
+
+
+def _mac(text: str | None) -> MacAddr | None:
+    """An Ethernet address, None for none and for addresses of other kinds of link."""
+    return MacAddr.parse(text) if text and text.count(":") == 5 else None
+
+
+def _link(message: Message) -> Link:
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+    here = message.get_attr("IFLA_LINK_NETNSID") is None
+    vlan = None
+    if kind == "vlan" and (data := message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")):
+        vlan = (data.get_attr("IFLA_VLAN_PROTOCOL") or ETH_P_8021Q, data.get_attr("IFLA_VLAN_ID") or 0)
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        flags=message["flags"],
+        mac=_mac(message.get_attr("IFLA_ADDRESS")),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        lower=(message.get_attr("IFLA_LINK") or 0) if here else 0,
+        kind=kind,
+        vlan=vlan,
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        carrier_changes=message.get_attr("IFLA_CARRIER_CHANGES") or 0,
+    )
+
+
+def _address(message: Message) -> Address:
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    flags = message.get_attr("IFA_FLAGS")
+    return Address(
+        index=message["index"],
+        packed=socket.inet_pton(message["family"], text),
+        prefix=message["prefixlen"],
+        flags=message["flags"] if flags is None else flags,
+        scope=message["scope"],
+    )
+
+
+def _cidr(address: Address) -> str:
+    return str(ip_interface((address.packed, address.prefix)))
+
+
+def _is_link_local(address: Address) -> bool:
+    return ip_interface((address.packed, address.prefix)).is_link_local and len(address.packed) == 16
+
+
+def netns_cookie() -> int:
+    """The kernel's number for the thread's network namespace, never reused; 1 is the initial one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+        except OSError as error:
+            raise DoorError("SO_NETNS_COOKIE", error.errno or errno.EIO) from error

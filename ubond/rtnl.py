@@ -1,0 +1,218 @@
+"""The route netlink socket: requests and answers, and the stream of events.
+
+pyroute2 encodes, decodes and matches answers to requests; what is added here is that it runs
+on any event loop (uvloop refuses datagram endpoints of this family), that every failure
+leaves as `DoorError`, and that an overrun of the event socket is reported, not hidden.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
+from pyroute2.netlink.core import CoreDatagramProtocol
+from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.iprsocket import AsyncIPRSocket
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+from ubond.bond.events import DoorError
+
+Message = Any  # pyroute2's messages are dictionaries that carry no types
+
+#: Groups of the event socket (linux/rtnetlink.h): links, IPv4 and IPv6 addresses.
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
+
+NLM_F_DUMP_INTR = 0x10
+RECEIVE = 65536
+_DUMP_TRIES = 10
+
+
+class _Reader:
+    """Stands where pyroute2 expects a transport: reads when the loop says that there is something."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: CoreDatagramProtocol
+    ) -> None:
+        self._loop, self._sock, self._protocol = loop, sock, protocol
+        sock.setblocking(False)
+        protocol.connection_made(self)
+        loop.add_reader(sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        try:
+            self._protocol.datagram_received(*self._sock.recvfrom(RECEIVE))
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._protocol.error_received(error)
+
+    def abort(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+
+    close = abort
+
+
+class _Socket(AsyncIPRSocket):  # type: ignore[misc, no-any-unimported, unused-ignore]
+    """pyroute2's socket, read by `add_reader`: the same on asyncio's own loop and on uvloop."""
+
+    async def setup_endpoint(self) -> None:
+        if getattr(self.local, "transport", None) is not None:
+            return
+        protocol = CoreDatagramProtocol(self.connection_lost, self.enqueue, self._error_event, self.status)
+        self.local.protocol = protocol
+        self.local.transport = _Reader(self.event_loop, self.socket, protocol)
+
+
+class Requests:
+    """Requests to the kernel's routing side and their answers, one socket for all of them."""
+
+    def __init__(self) -> None:
+        self._socket = _Socket(ext_ack=True, groups=0)
+
+    async def open(self) -> None:
+        with refusals("socket(NETLINK_ROUTE)"):
+            await self._socket.setup_endpoint()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def ask(self, call: str, kind: int, message: Message, interface: str = "") -> Message:
+        """Send a request that has one answer, and return it."""
+        answers = await self._answers(call, kind, NLM_F_REQUEST, message, interface)
+        if not answers:
+            raise DoorError(call, errno.EPROTO, interface, "the kernel sent no answer")
+        return answers[0]
+
+    async def tell(self, call: str, kind: int, message: Message, interface: str = "", flags: int = 0) -> None:
+        """Send a request that changes something; return when the kernel has done it."""
+        await self._answers(call, kind, NLM_F_REQUEST | NLM_F_ACK | flags, message, interface)
+
+    async def dump(self, call: str, kind: int, message: Message, interface: str = "") -> list[Message]:
+        """Return all objects of one kind; asked again while they changed under the kernel's hands."""
+        for _ in range(_DUMP_TRIES):
+            answers = await self._answers(call, kind, NLM_F_REQUEST | NLM_F_DUMP, message, interface)
+            if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
+                break
+        return answers
+
+    async def _answers(
+        self, call: str, kind: int, flags: int, message: Message, interface: str
+    ) -> list[Message]:
+        with refusals(call, interface):
+            response = await self._socket.nlm_request(message, msg_type=kind, msg_flags=flags)
+            return [answer async for answer in response]
+
+
+class refusals:
+    """Turn what pyroute2 and the system raise into `DoorError`."""
+
+    def __init__(self, call: str, interface: str = "") -> None:
+        self._call, self._interface = call, interface
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        match error:
+            case NetlinkError():
+                number, detail = error.code, str(error.args[1])
+            case NetlinkDecodeError():
+                number, detail = errno.EPROTO, f"unreadable answer: {error.exception}"
+            case OSError():
+                number, detail = error.errno or errno.EIO, error.strerror or ""
+            case _:
+                return
+        raise DoorError(self._call, number, self._interface, detail) from error
+
+
+class Events:
+    """The kernel's announcements of links and addresses, decoded and in order.
+
+    `on_message` is called with every message, `on_overrun` when some were lost; what was
+    still queued then has been delivered before, so a dump taken afterwards is newer than it.
+    """
+
+    def __init__(self, on_message: Callable[[Message], None], on_overrun: Callable[[], None]) -> None:
+        self._on_message, self._on_overrun = on_message, on_overrun
+        self._marshal = MarshalRtnl()
+        self._socket: socket.socket | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop, receive_buffer: int = 1 << 20) -> None:
+        """Subscribe; `receive_buffer` in bytes, forced past the system's limit where that is allowed."""
+        with refusals("bind(NETLINK_ROUTE)"):
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+            self._socket, self._loop = sock, loop
+            _set_receive_buffer(sock, receive_buffer)
+            sock.bind((0, GROUPS))
+            loop.add_reader(sock.fileno(), self._read)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def _read(self) -> None:
+        overrun = False
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(RECEIVE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                overrun = True
+                continue
+            for message in self._decode(data):
+                self._on_message(message)
+        if overrun:
+            self._on_overrun()
+
+    def _decode(self, data: bytes) -> Iterable[Message]:
+        return (m for m in self._marshal.parse(data) if m["header"].get("error") is None)
+
+
+def _set_receive_buffer(sock: socket.socket, size: int) -> None:
+    SO_RCVBUFFORCE = 33
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+    except PermissionError:  # only in the initial user namespace
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def link_message(index: int = 0, flags: int = 0, change: int = 0, **attributes: Any) -> Message:
+    """An ifinfomsg; attributes without their prefix: `link_message(IFNAME="eth1", MTU=1500)`."""
+    message = ifinfmsg()
+    message["index"], message["flags"], message["change"] = index, flags, change
+    message["attrs"] = [(f"IFLA_{name}", value) for name, value in attributes.items()]
+    return message
+
+
+def address_message(index: int = 0, family: int = 0, prefix: int = 0, **attributes: Any) -> Message:
+    """An ifaddrmsg, written as `link_message`."""
+    message = ifaddrmsg()
+    message["index"], message["family"], message["prefixlen"] = index, family, prefix
+    message["attrs"] = [(f"IFA_{name}", value) for name, value in attributes.items()]
+    return message
+
+
+class Raw(nlmsg):  # type: ignore[misc, no-any-unimported, unused-ignore]
+    """A message whose body is given as bytes, sent as it is."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        super().__init__()
+        self._body = body
+
+    def encode(self) -> None:
+        super().encode()
+        self.data.extend(self._body)
+        self.data[0:4] = len(self.data).to_bytes(4, "little")
