@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 INT_MAX = 2147483647
+MAX_DIGITS = 20  # of an unsigned 64-bit number; more is out of any range
+_DIGITS, _SIGNED = r"[0-9\s]+", r"\s*-?[0-9][0-9\s]*"
 
 
 class Mode(enum.IntEnum):
@@ -159,8 +161,9 @@ class Option:
         """
         text = text.removesuffix("\n")
         number: int | None = None
-        if re.fullmatch(r"[0-9\s]+", text) and text.strip():
-            number = int(text.split()[0])
+        if re.fullmatch(_SIGNED if self.lo < 0 else _DIGITS, text) and text.strip():
+            first = text.split()[0]
+            number = int(first) if len(first) <= MAX_DIGITS else None
         elif self.kind is Kind.MS and (unit := re.fullmatch(r"([0-9]+)(ms|s)", text.strip())):
             number = int(unit[1]) * (1000 if unit[2] == "s" else 1)
         elif token := text.split()[:1]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import MappingProxyType
 
-from ubond.wire import MacAddr
+from ubond.wire import MacAddr as MacAddr
 
 #: IFNAMSIZ less the final zero.
 NAME_MAX = 15

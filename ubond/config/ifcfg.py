@@ -24,7 +24,7 @@ from typing import TypeVar
 from ubond.bond.options import find
 
 # MacAddr is part of spec's vocabulary: a reader reaches no further down than that.
-from ubond.bond.spec import MacAddr, SpecError, check_name  # type: ignore[attr-defined]
+from ubond.bond.spec import MacAddr, SpecError, check_name
 from ubond.config.common import (
     ConfigError,
     Note,
