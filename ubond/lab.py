@@ -51,6 +51,7 @@ __all__ = [
     "PREFIX6",
     "Lab",
     "LabError",
+    "become_root",
     "ending_on_signals",
     "labs",
     "main",
@@ -68,26 +69,37 @@ _OWN_NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
 _OWN_RUN = 'mount -t tmpfs -o mode=755 run /run && exec "$@"'
 
 
-def permission(euid: int, tun: str = "/dev/net/tun") -> None:
-    """LabError with what to do where a lab (and a bond in it) cannot be made."""
-    again = shlex.join(["sudo", sys.executable, "-m", "ubond.lab", *sys.argv[1:]])
+def permission(euid: int, tun: str = "/dev/net/tun", again: Sequence[str] = ("ubond", "lab", "up")) -> None:
+    """LabError with what to do where a lab cannot be made; `again`: the command to repeat as root."""
+    as_root = f"as root: {shlex.join(['sudo', *again])}"
     if not os.path.exists(tun):
         text = f"there is no {tun}: load the tun module, or give the container that device"
         raise LabError(text, NOT_PERMITTED)
     if euid and not os.access(tun, os.R_OK | os.W_OK):
-        raise LabError(f"no permission to open {tun}; as root: {again}", NOT_PERMITTED)
+        raise LabError(f"no permission to open {tun}; {as_root}", NOT_PERMITTED)
     how = ["unshare", "--net", "--mount"] if euid == 0 else _OWN_NAMESPACES
     if subprocess.run([*how, "true"], capture_output=True).returncode == 0:
         return
     if euid == 0:
         text = "not permitted to make namespaces here (a container needs CAP_SYS_ADMIN for a lab)"
         raise LabError(text, NOT_PERMITTED)
-    raise LabError(f"this system lets no ordinary user make namespaces; as root: {again}", NOT_PERMITTED)
+    raise LabError(f"this system lets no ordinary user make namespaces; {as_root}", NOT_PERMITTED)
 
 
 def own_world(command: Sequence[str]) -> list[str]:
     """The command line that runs `command` as root of a new user namespace, which ends with it."""
     return [*_OWN_NAMESPACES, "sh", "-c", _OWN_RUN, "sh", *command]
+
+
+def become_root(argv: Sequence[str], module: str) -> None:
+    """Return at once as root; as somebody else run `python -m module argv` again in a new user namespace.
+
+    LabError (not permitted) where the system allows no such thing.
+    """
+    again = [sys.executable, "-m", module, *argv]
+    permission(os.geteuid(), again=again)
+    if os.geteuid() != 0:
+        os.execvp("unshare", own_world(again))
 
 
 def _keeper_file() -> Path:
@@ -154,7 +166,7 @@ def _as_ordinary_user(argv: Sequence[str]) -> int:
             return OK
         if argv[0] != "up":
             raise LabError("there is no lab (ubond lab up)", NO_SUCH)
-        permission(os.geteuid())
+        permission(os.geteuid(), again=[sys.executable, "-m", "ubond.lab", *argv])
         pid = keeper.start()
     package = str(Path(__file__).resolve().parent.parent)
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ubond.lab import main; sys.exit(main())"
@@ -214,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
         one = add(verb, text)
         one.add_argument("name", nargs="?", default="lab", metavar="NAME")
     add("list", "the names of the labs that stand")
+    world = add("world", "run a command as root of a user namespace of its own (root: as it is)")
+    world.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
 
 
@@ -240,6 +254,13 @@ def _guide(lab: Lab) -> str:
     )
 
 
+def _command_of(wanted: argparse.Namespace) -> list[str]:
+    command: list[str] = wanted.command[1:] if wanted.command[:1] == ["--"] else wanted.command
+    if not command:
+        raise LabError(f"{wanted.verb}: no command to run (after --)", USAGE)
+    return command
+
+
 def _perform(wanted: argparse.Namespace) -> int:
     if wanted.verb == "list":
         for lab in labs():
@@ -260,9 +281,7 @@ def _perform(wanted: argparse.Namespace) -> int:
     elif wanted.verb == "shell":
         return _shell(lab, wanted.place)
     elif wanted.verb == "exec":
-        command = wanted.command[1:] if wanted.command[:1] == ["--"] else wanted.command
-        if not command:
-            raise LabError("no command to run: ubond lab exec host -- COMMAND", USAGE)
+        command = _command_of(wanted)
         return subprocess.run(lab.command(wanted.place, *command), env=lab.environment).returncode
     elif wanted.verb == "status":
         sweep()
@@ -280,6 +299,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     try:
+        if wanted.verb == "world":
+            become_root(argv, "ubond.lab")
+            command = _command_of(wanted)
+            os.execvp(command[0], command)
         if os.geteuid() != 0:
             return _as_ordinary_user(argv)
         return _perform(wanted)

@@ -1,0 +1,41 @@
+# Two commands are all that is needed from a fresh clone: `make demo` and `make test`.
+# Both do their own set-up (tools/prepare); nothing but system packages leaves this directory.
+
+PYTHON = .venv/bin/python
+# An ordinary user gets a user namespace where the system allows that, and a clear line where not.
+WORLD = $(PYTHON) -m ubond.lab world --
+
+.PHONY: help demo test bench build lint clean
+
+help:
+	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
+	@echo "make test    the whole test suite"
+	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
+	@echo "make build   the virtual environment and the extension"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make clean   remove what was built"
+
+demo:
+	@tools/prepare demo
+	@$(PYTHON) -m ubond.demo
+
+test:
+	@tools/prepare test
+	@$(WORLD) $(PYTHON) -m pytest $(TESTS)
+
+bench:
+	@tools/prepare bench
+	@$(WORLD) $(PYTHON) bench/all.py
+
+build:
+	@tools/prepare demo
+
+lint:
+	@tools/prepare test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+clean:
+	rm -rf .venv build bench/bin bench/out ubond/_fastpath.c ubond/_fastpath.html ubond/*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis ubond.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

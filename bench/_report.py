@@ -1,0 +1,73 @@
+"""One JSON object a line for every result: figure, spread, aim, and the machine it was taken on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+
+class GuardError(Exception):
+    """The measurement does not count: the load or the set-up was not what it claims to be."""
+
+
+@cache
+def host() -> dict[str, Any]:
+    """The machine, as far as a reader needs it to compare figures."""
+    cpu = "unknown"
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    return {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, ends and number of a sample."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "least": round(min(values), 4),
+        "most": round(max(values), 4),
+        "n": len(values),
+    }
+
+
+def emit(bench: str, unit: str, values: Sequence[float], **more: Any) -> None:
+    """Print one result; `more` holds what belongs to it (`baseline`, `ratio`, `aim`, `ok`)."""
+    print(json.dumps({"bench": bench, "unit": unit, **spread(values), **more, "host": host()}), flush=True)
+
+
+def emit_ratio(
+    bench: str, unit: str, values: Sequence[float], against: Sequence[float], **more: Any
+) -> float:
+    """Print a result beside its baseline from the same run; return the ratio of the medians.
+
+    `round_ratios` shows how far single rounds stray: contenders took turns, so the two
+    figures of a round saw the same machine.
+    """
+    ratio = statistics.median(values) / statistics.median(against)
+    rounds = [a / b for a, b in zip(values, against, strict=True) if b]
+    at_least, at_most = more.get("at_least"), more.get("at_most")
+    ok = (at_least is None or ratio >= at_least) and (at_most is None or ratio <= at_most)
+    emit(
+        bench,
+        unit,
+        values,
+        baseline=spread(against),
+        ratio=round(ratio, 4),
+        round_ratios=[round(min(rounds), 4), round(max(rounds), 4)],
+        ok=ok,
+        **more,
+    )
+    return ratio
+
+
+def note(text: str) -> None:
+    """Say on stderr what is being done; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,45 @@
+"""What an idle bond costs: processor time and memory of its daemon with miimon=100.
+
+python bench/idle.py [ROUNDS]
+"""
+
+import os
+import time
+from pathlib import Path
+
+from _bed import Bed, in_turn, measure, rounds
+from _report import emit
+
+SECONDS = 10.0
+CPU_AT_MOST, RESIDENT_AT_MOST = 0.5, 60.0
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of all its threads (proc(5), stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(pid: int) -> float:
+    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def bench(bed: Bed) -> None:
+    with bed.bond("--miimon", "100"):
+        pid = bed.daemon_pid()
+
+        def watch() -> tuple[float, float]:
+            before, start = processor_seconds(pid), time.monotonic()
+            time.sleep(SECONDS)
+            used = (processor_seconds(pid) - before) / (time.monotonic() - start)
+            return 100 * used, resident_mb(pid)
+
+        found = in_turn(rounds(), [("ubond", watch)])["ubond"]
+    used, resident = [one[0] for one in found], [one[1] for one in found]
+    emit("idle.cpu", "% of a core", used, at_most=CPU_AT_MOST, ok=max(used) < CPU_AT_MOST)
+    emit("idle.resident", "MB", resident, at_most=RESIDENT_AT_MOST, ok=max(resident) < RESIDENT_AT_MOST)
+
+
+if __name__ == "__main__":
+    measure(bench)
