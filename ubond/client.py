@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno as E
 import json
 import socket
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -49,7 +48,8 @@ class Client:
         except OSError as error:
             self._sock.close()
             raise _cannot_connect(error, path) from None
-        self._lines = self._sock.makefile("rb")
+        self._partial = b""
+        self._arrived: list[dict[str, Any]] = []
 
     def __enter__(self) -> Client:
         return self
@@ -60,11 +60,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._lines.close()
         self._sock.close()
 
     def fileno(self) -> int:
-        """For `select`: readable when `events` has something, or its end."""
+        """For `select`: when it is readable `fill` does not wait."""
         return self._sock.fileno()
 
     def request(self, request: str, **fields: Any) -> dict[str, Any]:
@@ -76,33 +75,32 @@ class Client:
             raise self._silent() from None
         except OSError:
             pass  # refused before it was read, too many clients for one: the reason can be read
-        message = self._receive()
-        if message is None:
-            raise ControlError(FAILED, "EPIPE", "the daemon closed the connection without an answer")
+        while not self._arrived:
+            if not self.fill():
+                raise ControlError(FAILED, "EPIPE", "the daemon closed the connection without an answer")
+        message = self._arrived.pop(0)
         if "error" in message:
             error = message["error"]
             raise ControlError(error["code"], error["errno"], error["message"], tuple(error["lines"]))
         result: dict[str, Any] = message["result"]
         return result
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """After `monitor`: every message, `event` or `lost`, until the bond ends."""
-        self._sock.settimeout(None)
-        while (message := self._receive()) is not None:
-            yield message
+    def arrived(self) -> list[dict[str, Any]]:
+        """The messages that are here already: after `monitor`, each an `event` or `lost`."""
+        messages, self._arrived = self._arrived, []
+        return messages
 
-    def _receive(self) -> dict[str, Any] | None:
-        """The next message, None at the end."""
+    def fill(self) -> bool:
+        """Wait until more has arrived; False at the end of the connection."""
         try:
-            line = self._lines.readline(LINE_MAX + 1)
+            data = self._sock.recv(LINE_MAX)
         except TimeoutError:
             raise self._silent() from None
         except ConnectionError:
-            return None
-        if not line.endswith(b"\n"):
-            return None
-        message: dict[str, Any] = json.loads(line)
-        return message
+            return False
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._arrived += [json.loads(line) for line in lines]
+        return bool(data)
 
     def _silent(self) -> ControlError:
         return ControlError(FAILED, "ETIMEDOUT", f"the daemon has not answered for {self._timeout:g} s")
@@ -110,7 +108,7 @@ class Client:
 
 def _cannot_connect(error: OSError, path: str) -> ControlError:
     name = E.errorcode.get(error.errno or 0, "EIO")
-    if error.errno in (E.ENOENT, E.ECONNREFUSED, E.ENOTDIR):
+    if error.errno in (None, E.ENOENT, E.ECONNREFUSED, E.ENOTDIR):  # None: longer than a path may be
         return ControlError(NO_BOND, name, f"nobody listens at {path}")
     if error.errno in (E.EACCES, E.EPERM):
         return ControlError(
