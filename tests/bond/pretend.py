@@ -7,8 +7,12 @@ the bond when it wants to be woken.  Any action can be made to fail.
 from __future__ import annotations
 
 import errno
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from ubond.bond import Bond
 from ubond.bond import events as ev
@@ -18,6 +22,12 @@ from ubond.wire import MacAddr
 
 MS = 1_000_000
 BOND_MAC = MacAddr.parse("02:00:00:00:00:b0")
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The records of one set of recordings of the driver (tests/golden/README.md)."""
+    with gzip.open(Path(__file__).parents[1] / "golden" / f"{name}.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def mac(number: int) -> MacAddr:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bond.pretend import MS, Rig, line, nic
+from tests.bond.pretend import Rig, line, nic, recorded
 from ubond.bond import OptionError
 from ubond.bond import events as ev
 from ubond.wire import MacAddr
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "selection.jsonl.gz"
-RECORDS = [json.loads(text) for text in gzip.open(GOLDEN, "rt")]
+RECORDS = recorded("selection")
 
 COMPARED = ("active", "primary", "carrier", "mac", "order", "slaves")
 
@@ -173,11 +169,11 @@ def test_recorded_sequence_logs_the_same_lines(record: dict[str, Any]) -> None:
         replay.play(step)
         where = f"step {number}: {step['ev']}"
         ours = replay.log()
-        lines, recorded = compared(ours), compared(step["log"])
+        lines, wanted = compared(ours), compared(step["log"])
         if (record["seq"], number) in OTHER_ORDER:
-            assert lines != recorded, "no longer a difference"
-            lines, recorded = sorted(lines), sorted(recorded)
-        assert (where, lines) == (where, recorded)
+            assert lines != wanted, "no longer a difference"
+            lines, wanted = sorted(lines), sorted(wanted)
+        assert (where, lines) == (where, wanted)
         dropped = {text.removeprefix("bond0: ") for text in step["log"]} - set(ours)
         assert not {text for text in dropped if RATE_LIMITED.search(text) and "again after" not in text}
 

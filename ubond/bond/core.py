@@ -32,6 +32,7 @@ from ubond.bond.events import (
     Forget,
     Level,
     LinkDead,
+    Log,
     OptionWritten,
     PublishTable,
     ReleaseRequested,
@@ -103,6 +104,8 @@ class Bond:
         nothing has changed.
         """
         out = Transaction()
+        if not self._pass_pending():
+            self._looked = max(self._looked, now)  # passes with nothing to do are as good as done
         self._take_in(event, now, out)
         self._pass_if_due(now, out)
         self._settle(now, out)
@@ -233,7 +236,7 @@ class Bond:
         taking = membership.take(self._state, event, self._has_slaves(), out)
         self._taking[name] = taking
 
-        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+        def recover(failed: ActionFailed, out: Transaction) -> None:
             if self._taking.get(name) is taking:
                 del self._taking[name]
             out.log(Level.ERROR, f"Enslaving failed: {failed.error}", name)
@@ -270,7 +273,7 @@ class Bond:
         for slave in state.slaves:
             state.set_slave_mac(slave, mac, out)
 
-        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+        def recover(failed: ActionFailed, out: Transaction) -> None:
             out.log(Level.ERROR, f"The MAC of the bond stays {before}: {failed.error}")
             state.take_bond_mac(before)
             state.mac_kind = kind
@@ -281,7 +284,6 @@ class Bond:
                     state.set_slave_mac(slave, before, out)
                 elif slave.mac == mac:
                     slave.mac = slave.mac_before or before
-            self._carry_on_after(rest, out)
 
         out.recovery = recover
 
@@ -293,7 +295,7 @@ class Bond:
         for slave in state.slaves:
             self._slave_mtu(slave, mtu, out)
 
-        def recover(failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
+        def recover(failed: ActionFailed, out: Transaction) -> None:
             out.log(Level.ERROR, f"The MTU of the bond stays {bond_before}: {failed.error}")
             done = {action.slave for action in failed.done if isinstance(action, SetSlaveMtu)}
             for slave, (old, held) in before.items():
@@ -401,7 +403,17 @@ class Bond:
         tried = (*failed.done, failed.action)
         for actions, recovery in reversed(self._transactions):
             if actions[: len(tried)] == tried:
-                (recovery or self._go_on)(failed, actions[len(tried) :], out)
+                rest = actions[len(tried) :]
+                if recovery is None:
+                    self._go_on(failed, rest, out)
+                    return
+                if any(isinstance(action, PublishTable) for action in rest):
+                    self._published = None
+                if any(isinstance(action, SetBondCarrier) for action in rest):
+                    self._carrier_told = None
+                recovery(failed, out)
+                told = Log | ActiveChanged | SendFrames | AnnounceSeen
+                self._carry_on_after((each for each in rest if isinstance(each, told)), out)
                 return
         self._go_on(failed, (), out)
 

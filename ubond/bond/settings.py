@@ -37,7 +37,10 @@ class Settings:
     """The options of one bond as they are stored; per-slave ones live in the slaves."""
 
     def __init__(self) -> None:
-        self._values: dict[str, int | str] = {name: option.start for name, option in OPTIONS.items()}
+        self._values: dict[str, int | str] = {
+            name: int(option.start) if isinstance(option.start, int) else option.start
+            for name, option in OPTIONS.items()
+        }
 
     def number(self, name: str) -> int:
         """The stored number of an option."""

@@ -15,8 +15,8 @@ from ubond.bond.events import (
     SetBondCarrier,
 )
 
-#: Called when an action fails, with what failed and the actions that were cancelled by it.
-Recovery = Callable[[ActionFailed, "tuple[Action, ...]", "Transaction"], None]
+#: Called when an action of a transaction fails, instead of going on with the rest of it.
+Recovery = Callable[[ActionFailed, "Transaction"], None]
 
 
 @dataclass(slots=True)
