@@ -130,7 +130,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     from ubond.bond.events import DoorError
     from ubond.bond.options import Refused
     from ubond.bond.spec import SpecError
-    from ubond.control import error_object
+    from ubond.messages import error_object
 
     if not isinstance(error, Refused | DoorError | SpecError | OSError):
         raise error

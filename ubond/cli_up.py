@@ -236,7 +236,7 @@ def check_options(options: dict[str, str], written: Sequence[Written], *, strict
     for one in written:
         if one.slave is not None:
             check_when(one.option, settings, up=False, slaves=True, strict=strict)
-            _number_of_slave(one.option, one.text)
+            one.option.parse(one.text)
 
 
 def _value(option: Option, text: str) -> int | str:
@@ -247,13 +247,6 @@ def _value(option: Option, text: str) -> int | str:
             return text
         case _:
             return option.parse(text)
-
-
-def _number_of_slave(option: Option, text: str) -> int:
-    number = int(text) if re.fullmatch(r"-?[0-9]{1,12}", text) else None
-    if number is None or option.hi is None or not option.lo <= number <= option.hi:
-        raise option.invalid(text)
-    return number
 
 
 def remarks(spec: BondSpec) -> list[str]:
