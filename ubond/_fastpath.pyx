@@ -20,6 +20,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
 from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_unicast_to, kind_of
+from ubond._segment cimport HEADERS_MAX, cut_one, fp_cut, is_tunnel_gso, plan_cut
 from ubond._send cimport (
     ALIVE, BUSY, DEAD, SENT, ask_watch, backlog_add, flags_prove_death, found_alive, found_dead, send_plain, send_run,
 )
@@ -408,10 +409,45 @@ cdef inline void to_tap(fp_worker* w, fp_port* p, int i, uint32_t length) noexce
     if fp_stripped_tag(&w.rx[i].msg_hdr, &tci, &tpid):
         out[0].iov_base = vnet_put_tag_back(packet, tci, tpid)
         out[0].iov_len += 4
+    if vnet_is_gso(<uint8_t*>out[0].iov_base) and is_tunnel_gso(<uint8_t*>out[0].iov_base, <uint32_t>out[0].iov_len):
+        cut_to_tap(w, p, out)
+        return
     if writev(w.tap[0], out, 2 if out[1].iov_len else 1) >= 0:
         p.count.rx_frames += 1
         p.count.rx_bytes += length - VNET_LEN
-    elif errno == EIO:
+    else:
+        count_refused(p)
+
+
+cdef void cut_to_tap(fp_worker* w, fp_port* p, iovec* packet) noexcept nogil:
+    """Write a tunnel super-frame as its segments: no header can say to the TAP what it is."""
+    cdef fp_cut cut
+    cdef uint8_t head[VNET_LEN + HEADERS_MAX]
+    cdef iovec out[2]
+    cdef uint32_t i, at = 0
+    cdef uint8_t* whole = w.arena_in
+    cdef uint32_t length = <uint32_t>(packet[0].iov_len + packet[1].iov_len)
+    memcpy(whole, packet[0].iov_base, packet[0].iov_len)
+    memcpy(whole + packet[0].iov_len, packet[1].iov_base, packet[1].iov_len)
+    if not plan_cut(whole, length, &cut):
+        p.count.rx_tunnel_refused += 1
+        return
+    p.count.rx_tunnel_gso += 1
+    memset(head, 0, VNET_LEN)
+    for i in range(cut.n):
+        out[1].iov_len = cut_one(&cut, whole + VNET_LEN, i, head + VNET_LEN, &at)
+        out[0].iov_base = head
+        out[0].iov_len = VNET_LEN + cut.headers
+        out[1].iov_base = whole + VNET_LEN + at
+        if writev(w.tap[0], out, 2) < 0:
+            count_refused(p)
+            return
+    p.count.rx_frames += 1
+    p.count.rx_bytes += length - VNET_LEN
+
+
+cdef inline void count_refused(fp_port* p) noexcept nogil:
+    if errno == EIO:
         p.count.rx_tap_down += 1
     else:
         p.count.rx_tap_refused += 1
@@ -652,7 +688,8 @@ cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
 COUNTERS = (
     "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "rx_ignored", "rx_tap_down", "rx_tap_refused",
     "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down",
-    "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed",
+    "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed", "rx_tunnel_gso",
+    "rx_tunnel_refused",
 )
 """A slave's counters, in the order of `fp_counters`."""
 
@@ -705,6 +742,7 @@ cdef class Engine:
         w.arena = <uint8_t*>self._map(ARENA)
         w.near = <uint8_t*>self._map(BATCH * NEAR)
         w.far = <uint8_t*>self._map(BATCH * FRAME_MAX)
+        w.arena_in = <uint8_t*>self._map(FRAME_MAX)
         w.divert = <fp_diverted*>self._map(DIVERT_RING * sizeof(fp_diverted))
         for i in range(BATCH):
             w.tx[i].msg_hdr.msg_iov = &w.tx_part[i]
@@ -738,6 +776,7 @@ cdef class Engine:
                 if self.shared.port[i].backlog.bytes is not NULL:
                     munmap(self.shared.port[i].backlog.bytes, ARENA)
             munmap(self.w.arena, ARENA)
+            munmap(self.w.arena_in, FRAME_MAX)
             munmap(self.w.near, BATCH * NEAR)
             munmap(self.w.far, BATCH * FRAME_MAX)
             munmap(self.w.divert, DIVERT_RING * sizeof(fp_diverted))

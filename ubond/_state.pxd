@@ -64,6 +64,8 @@ cdef struct fp_counters:            # written by the worker alone, read any time
     uint64_t tx_plain               # not lost: sent through the ordinary path after the bypass refused
     uint64_t diverted
     uint64_t divert_policed         # over the share that the control side is ready to read
+    uint64_t rx_tunnel_gso          # not lost: tunnel super-frames cut in software
+    uint64_t rx_tunnel_refused      # tunnel super-frames that cannot be cut
 
 cdef enum:                          # what a backlog waits for
     IDLE = 0
@@ -177,6 +179,7 @@ cdef struct fp_worker:              # one thread
     # slave -> TAP: each packet begins in its `near` slot and runs over into its `far` one.
     uint8_t* near
     uint8_t* far
+    uint8_t* arena_in               # one packet in one piece, for what must look into it
     iovec rx_part[BATCH * 2]
     mmsghdr rx[BATCH]
     uint8_t control[BATCH * 64]
