@@ -210,6 +210,19 @@ def become_root_here() -> None:
         become_root(["world", "--", sys.executable, *sys.argv], "ubond.lab")
 
 
+def silence_of_each(instants: Sequence[float], silences: Sequence[dict[str, float]]) -> list[float]:
+    """The longest silence (ms) that began between each pull and the next one.
+
+    A silence that is under way when the cable is pulled began a little before; what is shorter
+    than udp-recv's `gap_ms` is not in the list, and counts as 1.
+    """
+    ends = [*instants[1:], float("inf")]
+    return [
+        max((s["ms"] for s in silences if start - 0.02 < s["at"] < end - 0.02), default=1.0)
+        for start, end in zip(instants, ends, strict=True)
+    ]
+
+
 def rounds(least: int = 5) -> int:
     """How many turns each contender gets: the first argument, or `least`."""
     return max(1, int(sys.argv[1])) if len(sys.argv) > 1 else least

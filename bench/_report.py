@@ -54,7 +54,8 @@ def emit_ratio(
     ratio = statistics.median(values) / statistics.median(against)
     rounds = [a / b for a, b in zip(values, against, strict=True) if b]
     at_least, at_most = more.get("at_least"), more.get("at_most")
-    ok = (at_least is None or ratio >= at_least) and (at_most is None or ratio <= at_most)
+    if at_least is not None or at_most is not None:
+        more["ok"] = (at_least is None or ratio >= at_least) and (at_most is None or ratio <= at_most)
     emit(
         bench,
         unit,
@@ -62,7 +63,6 @@ def emit_ratio(
         baseline=spread(against),
         ratio=round(ratio, 4),
         round_ratios=[round(min(rounds), 4), round(max(rounds), 4)],
-        ok=ok,
         **more,
     )
     return ratio

@@ -8,7 +8,7 @@ announcement.  Silences shorter than 1 ms are shown as 1.
 
 import statistics
 
-from _bed import Bed, measure, rounds
+from _bed import Bed, measure, rounds, silence_of_each
 from _report import emit
 
 from ubond.lab import HOST_IP
@@ -22,13 +22,10 @@ def bench(bed: Bed) -> None:
     with bed.bond("--miimon", "100"):
         receiver = bed.load("host", "udp-recv", seconds=600, gap_ms=1)
         sender = bed.load("peer", "udp-send", to=HOST_IP, rate=RATE, seconds=600)
-        instants = [(before, after) for _, before, after in bed.pulls(pulls)]
+        instants = [before for _, before, _ in bed.pulls(pulls)]
         sent = sender.report()
         got = receiver.report()
-    silences = [
-        max((s["ms"] for s in got["silences"] if before - 0.05 < s["at"] < after + 1), default=1.0)
-        for before, after in instants
-    ]
+    silences = silence_of_each(instants, got["silences"])
     common = {"pulls": pulls, "rate": RATE, "sender_stall_ms": sent["longest_stall_ms"]}
     aimed = statistics.median(silences) <= AIM_MS
     emit("failover_in.silence", "ms", silences, at_most=AIM_MS, ok=aimed, **common)

@@ -3,7 +3,7 @@
 python bench/failover_out.py [PULLS]
 """
 
-from _bed import Bed, measure, rounds
+from _bed import Bed, measure, rounds, silence_of_each
 from _report import emit
 
 from ubond.lab import PEER_IP
@@ -16,14 +16,11 @@ def bench(bed: Bed) -> None:
     with bed.bond("--miimon", "100"):
         receiver = bed.load("peer", "udp-recv", seconds=600, gap_ms=1)
         sender = bed.load("host", "udp-send", to=PEER_IP, rate=RATE, seconds=600)
-        instants = [(before, after) for _, before, after in bed.pulls(pulls)]
+        instants = [before for _, before, _ in bed.pulls(pulls)]
         sent = sender.report()
         got = receiver.report()
     lost = sent["sent"] - got["unique"]
-    silences = [
-        max((s["ms"] for s in got["silences"] if before - 0.05 < s["at"] < after + 1), default=1.0)
-        for before, after in instants
-    ]
+    silences = silence_of_each(instants, got["silences"])
     common = {"pulls": pulls, "rate": RATE, "sent": sent["sent"], "at_most": 0}
     emit("failover_out.lost", "frames", [lost], ok=lost == 0, runs=got["lost_runs"], **common)
     emit("failover_out.duplicated", "frames", [got["duplicated"]], ok=got["duplicated"] == 0, **common)
