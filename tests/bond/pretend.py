@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,18 +153,25 @@ class Rig:
     def do(self, event: Event) -> list[Action]:
         """Hand over an event now and perform what follows; returns what was performed."""
         mark = len(self.world.done)
-        pending = [event]
+        pending, turns = [event], 0
         while pending:
+            turns += 1
+            assert turns < 100, "failures lead to failures without end"
             pending += self._perform(self.bond.handle(pending.pop(0), self.now))
         return self.world.done[mark:]
 
     def _perform(self, actions: list[Action]) -> list[Event]:
         done: list[Action] = []
-        for action in actions:
+        left = deque(actions)
+        while left:
+            action = left.popleft()
             if isinstance(action, ev.Then):
+                # In the same breath, with facts read anew, as the service does it.
                 assert isinstance(action.event, ev.Enslaved)
-                name = action.event.facts.name
-                return [ev.Enslaved(self.world.nics[name].facts)]
+                facts = self.world.nics[action.event.facts.name].facts
+                left.extend(self.bond.handle(ev.Enslaved(facts), self.now))
+                done.append(action)
+                continue
             wrong = self.world.perform(action)
             if wrong:
                 return [ev.ActionFailed(action, tuple(done), wrong, f"pretended error {wrong}")]

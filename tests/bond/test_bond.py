@@ -57,6 +57,15 @@ def test_the_stand_in_steps_back_when_the_carrier_returns_in_time() -> None:
     assert news(rig)[-2:] == [("a", "b", True), ("b", "a", False)]
 
 
+def test_when_the_active_slave_dies_nobody_waits_out_an_updelay() -> None:
+    rig = opened("a", miimon=100, updelay=60_000)
+    rig.world.nics["b"] = nic("b", 2)
+    rig.enslave("b")
+    assert (rig.active, rig.bond.snapshot().slaves[1].link.value) == ("a", "going back")
+    rig.carrier("a", False)
+    assert (rig.active, rig.sender, rig.world.carrier) == ("b", "b", True)
+
+
 def test_a_stand_in_that_fails_too_is_replaced() -> None:
     rig = opened("a", "b", "c", miimon=100, downdelay=2000)
     rig.carrier("a", False)
@@ -417,6 +426,17 @@ def test_a_table_that_was_not_taken_is_sent_again_with_the_next_change() -> None
     rig.carrier("a", False)
     rig.do(ev.Woken())
     assert rig.sender == "b"
+
+
+def test_a_table_refused_while_enslaving_is_sent_again() -> None:
+    rig = opened("a", miimon=100)
+    rig.world.nics["b"] = nic("b", 2)
+    rig.world.fails = failing(lambda each: isinstance(each, ev.PublishTable) and len(each.table.slaves) == 2)
+    rig.enslave("b")
+    rig.do(ev.Woken())
+    assert rig.world.table is not None
+    assert [row.port for row in rig.world.table.slaves] == ["a", "b"]
+    assert any("Enslaving as a backup interface" in text for text in rig.log_lines())
 
 
 def test_what_could_not_be_given_back_stays_in_the_journal() -> None:

@@ -82,8 +82,7 @@ def test_frames_reach_the_bond_where_they_did_when_recorded(row: dict[str, Any])
         rig.run(100)
     shown = {s.name: {"mii": s.link.value, "state": "backup" if s.backup else "active"}
              for s in rig.bond.snapshot().slaves}  # fmt: skip
-    shown_then = {name: {key: slave[key] for key in ("mii", "state")} for name, slave in row["slaves"].items()}
-    assert shown == shown_then
+    assert shown == {name: {"mii": s["mii"], "state": s["state"]} for name, s in row["slaves"].items()}
     indices = {name: number for number, name in enumerate(row["slaves"])}
     for frame in row["frames"]:
         reached = accepts(table_of(rig), indices[frame["slave"]], PLAIN)

@@ -163,6 +163,16 @@ def test_any_sequence_of_events_keeps_the_invariants(deeds: list[Deed], strict: 
 
 
 @settings(max_examples=300, deadline=None)
+@given(st.lists(DEEDS, max_size=30), st.sampled_from([
+    ev.PublishTable, ev.SetBondCarrier, ev.SetBondMac, ev.SetSlaveMac, ev.SetSlaveMtu, ev.SendFrames,
+    ev.Remember, ev.OpenPort, ev.CloseGates,
+]))  # fmt: skip
+def test_a_door_that_always_fails_is_survived(deeds: list[Deed], broken: type) -> None:
+    play(deeds, strict=False, check=lambda rig: None,
+         fails=lambda action: errno.EBUSY if isinstance(action, broken) else 0)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(DEEDS, max_size=30), st.lists(st.integers(0, 60), max_size=6), st.booleans())
 def test_doors_that_fail_are_survived(deeds: list[Deed], failing: list[int], strict: bool) -> None:
     """Any action may fail at any time: nothing raises, and the bond knows what it has."""

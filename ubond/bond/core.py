@@ -13,9 +13,8 @@ from __future__ import annotations
 import errno as E
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
-from ubond.bond import announce, failover, membership, modes, setters
+from ubond.bond import announce, device, failover, membership, modes, setters
 from ubond.bond.events import (
     Action,
     ActionFailed,
@@ -26,6 +25,7 @@ from ubond.bond.events import (
     BondMtuChanged,
     BondOpened,
     CarrierChanged,
+    ClosePort,
     Enslaved,
     EnslaveRequested,
     Event,
@@ -36,13 +36,10 @@ from ubond.bond.events import (
     OptionWritten,
     PublishTable,
     ReleaseRequested,
-    Remember,
     SendFrames,
     SetBondCarrier,
     SetBondMac,
-    SetBondMtu,
     SetSlaveMac,
-    SetSlaveMtu,
     SlaveGone,
     SlaveRenamed,
     SpeedRead,
@@ -51,8 +48,7 @@ from ubond.bond.events import (
 )
 from ubond.bond.membership import Taking
 from ubond.bond.monitor import MS, RESEND_EVERY, Grid, Rounds, look, without_delay
-from ubond.bond.options import FailOverMac, OptionError, Refused
-from ubond.bond.slave import Slave
+from ubond.bond.options import OptionError, Refused
 from ubond.bond.snapshot import BondSnapshot
 from ubond.bond.state import MacKind, State
 from ubond.bond.table import TxTable
@@ -95,6 +91,7 @@ class Bond:
         self._published: TxTable | None = None
         self._carrier_told: bool | None = None
         self._provisional = False
+        self._tell_again = False
         self._transactions: deque[tuple[tuple[Action, ...], Recovery | None]] = deque(maxlen=REMEMBERED)
 
     def handle(self, event: Event, now: int) -> list[Action]:
@@ -106,8 +103,12 @@ class Bond:
         out = Transaction()
         if not self._pass_pending():
             self._looked = max(self._looked, now)  # passes with nothing to do are as good as done
+        if self._tell_again and not isinstance(event, ActionFailed):
+            self._tell_again = False
+            self._forget_told()
         self._take_in(event, now, out)
         self._pass_if_due(now, out)
+        self._look_at_once(out)
         self._settle(now, out)
         self._announce_if_due(now, out)
         actions = out.actions()
@@ -161,11 +162,11 @@ class Bond:
             case Woken():
                 pass
             case CarrierChanged(name, carrier, source):
-                self._carrier(name, carrier, f"by {source}", out)
+                self._carrier(name, carrier, f"seen by {source}", out)
             case LinkDead(name, stand_in):
                 if stand_in is not None:
                     self._published = None  # the worker follows its own choice until a table comes
-                self._carrier(name, False, "while sending", out)
+                self._carrier(name, False, "found while sending", out)
             case SpeedRead(name, speed, duplex):
                 if (slave := state.find(name)) is not None:
                     slave.reported = (speed, duplex)
@@ -177,8 +178,9 @@ class Bond:
                 self._enslave(event, out)
             case Enslaved(facts):
                 if (taking := self._taking.pop(facts.name, None)) is not None:
-                    slave = membership.join(state, facts, taking.held, out)
-                    self._look_at_once(slave, f"{slave.name} was enslaved", out)
+                    membership.join(state, facts, taking.held, out)
+                else:
+                    out.steps.append(ClosePort(facts.name))  # it vanished on the way
             case ReleaseRequested(name):
                 self._release(name, out)
             case SlaveGone(name, why):
@@ -198,24 +200,16 @@ class Bond:
                 self._peers.stop()
                 self._reports.stop()
             case BondMacChanged(mac):
-                self._bond_mac(mac, out)
+                device.follow_mac(state, mac, out)
             case BondMtuChanged(mtu):
-                self._bond_mtu(mtu, out)
+                device.follow_mtu(state, mtu, out)
             case ActionFailed():
                 self._failed(event, out)
 
     def _carrier(self, name: str, carrier: bool, source: str, out: Transaction) -> None:
-        slave = self._state.find(name)
-        if slave is not None and slave.carrier is not carrier:
+        if (slave := self._state.find(name)) is not None:
             slave.carrier = carrier
-            what = "returned" if carrier else "lost"
-            self._look_at_once(slave, f"link of {name} {what}, seen {source}", out)
-
-    def _look_at_once(self, slave: Slave, why: str, out: Transaction) -> None:
-        """Act on a reading without waiting for a pass, where no delay asks to wait."""
-        state = self._state
-        if state.up and state.monitored and not state.strict and without_delay(state, slave):
-            look(state, [slave], out, why)
+            out.source = source
 
     def _written(self, event: OptionWritten, now: int, out: Transaction) -> None:
         name = next(iter(event.text[1:16].split()), "")
@@ -253,67 +247,6 @@ class Bond:
             raise Refused(E.EINVAL, [f"(slave {name}): Error: Device is not a slave of {self._state.name}"])
         membership.release(self._state, slave, out)
 
-    # ── the device on top ────────────────────────────────────────────────────────────
-
-    def _bond_mac(self, mac: MacAddr, out: Transaction) -> None:
-        """Somebody gave the bond another MAC: the slaves follow, or it is put back.
-
-        With fail_over_mac the slaves' MACs are their own, so the bond's cannot be chosen.
-        """
-        state = self._state
-        if mac == state.mac:
-            return
-        before, kind = state.mac, state.mac_kind
-        if not mac.is_valid_unicast or modes.mac_policy(state) is not FailOverMac.NONE:
-            state.mac_kind = MacKind.SET if mac.is_valid_unicast else kind
-            out.moves.append(SetBondMac(before))
-            return
-        state.take_bond_mac(mac)
-        state.mac_kind = MacKind.SET
-        for slave in state.slaves:
-            state.set_slave_mac(slave, mac, out)
-
-        def recover(failed: ActionFailed, out: Transaction) -> None:
-            out.log(Level.ERROR, f"The MAC of the bond stays {before}: {failed.error}")
-            state.take_bond_mac(before)
-            state.mac_kind = kind
-            out.moves.append(SetBondMac(before))
-            done = {action.slave for action in failed.done if isinstance(action, SetSlaveMac)}
-            for slave in state.slaves:
-                if slave.name in done:
-                    state.set_slave_mac(slave, before, out)
-                elif slave.mac == mac:
-                    slave.mac = slave.mac_before or before
-
-        out.recovery = recover
-
-    def _bond_mtu(self, mtu: int, out: Transaction) -> None:
-        """Somebody gave the bond another MTU: the slaves follow, all or none."""
-        state = self._state
-        before = {slave: (slave.mtu, slave.held) for slave in state.slaves}
-        bond_before, state.mtu = state.mtu, mtu
-        for slave in state.slaves:
-            self._slave_mtu(slave, mtu, out)
-
-        def recover(failed: ActionFailed, out: Transaction) -> None:
-            out.log(Level.ERROR, f"The MTU of the bond stays {bond_before}: {failed.error}")
-            done = {action.slave for action in failed.done if isinstance(action, SetSlaveMtu)}
-            for slave, (old, held) in before.items():
-                if slave.name in done:
-                    self._slave_mtu(slave, old, out)
-                elif slave.mtu == mtu:
-                    slave.mtu, slave.held = old, held
-            state.mtu = bond_before
-            out.steps.append(SetBondMtu(bond_before))
-
-        out.recovery = recover
-
-    @staticmethod
-    def _slave_mtu(slave: Slave, mtu: int, out: Transaction) -> None:
-        if slave.mtu != mtu:
-            slave.mtu, slave.held = mtu, replace(slave.held, mtu_set=mtu)
-            out.steps.extend([Remember(slave.held), SetSlaveMtu(slave.name, mtu)])
-
     # ── time ─────────────────────────────────────────────────────────────────────────
 
     def _restart_monitor(self, now: int, out: Transaction) -> None:
@@ -322,7 +255,7 @@ class Bond:
         self._grid = Grid(now, state.settings.miimon * MS)
         self._looked = now
         if state.monitored:
-            look(state, state.slaves, out, "the monitor has started")
+            look(state, state.slaves, out)
 
     def _pass_pending(self) -> bool:
         state = self._state
@@ -332,8 +265,19 @@ class Bond:
         """Run one pass if its time has come; passes that were missed are not made up."""
         state = self._state
         if self._pass_pending() and now >= self._grid.after(self._looked):
-            look(state, state.slaves, out, "seen by the monitor")
+            look(state, state.slaves, out)
         self._looked = max(self._looked, now)
+
+    def _look_at_once(self, out: Transaction) -> None:
+        """Act on readings without waiting for a pass, where no delay asks to wait.
+
+        One such look can call for another: with the active slave gone, updelay no longer counts.
+        """
+        state = self._state
+        if state.strict or not state.up or not state.monitored:
+            return
+        while hasty := [slave for slave in state.slaves if without_delay(state, slave)]:
+            look(state, hasty, out)
 
     # ── what follows from it all ─────────────────────────────────────────────────────
 
@@ -402,20 +346,29 @@ class Bond:
         """One action failed and cancelled what came after it: undo, or go on without it."""
         tried = (*failed.done, failed.action)
         for actions, recovery in reversed(self._transactions):
-            if actions[: len(tried)] == tried:
-                rest = actions[len(tried) :]
-                if recovery is None:
-                    self._go_on(failed, rest, out)
+            for tries in range(1, len(actions) + 1):
+                # What follows a `Then` is done in the same breath, so `done` may begin earlier.
+                if actions[tries - 1] == failed.action and actions[:tries] == tried[-tries:]:
+                    self._cancelled(failed, recovery, actions[tries:], out)
                     return
-                if any(isinstance(action, PublishTable) for action in rest):
-                    self._published = None
-                if any(isinstance(action, SetBondCarrier) for action in rest):
-                    self._carrier_told = None
-                recovery(failed, out)
-                told = Log | ActiveChanged | SendFrames | AnnounceSeen
-                self._carry_on_after((each for each in rest if isinstance(each, told)), out)
-                return
+        self._forget_told()
         self._go_on(failed, (), out)
+
+    def _cancelled(
+        self, failed: ActionFailed, recovery: Recovery | None, rest: tuple[Action, ...], out: Transaction
+    ) -> None:
+        if recovery is None:
+            self._go_on(failed, rest, out)
+            return
+        if any(isinstance(action, PublishTable | SetBondCarrier) for action in rest):
+            self._forget_told()
+        recovery(failed, out)
+        told = Log | ActiveChanged | SendFrames | AnnounceSeen
+        self._carry_on_after((action for action in rest if isinstance(action, told)), out)
+
+    def _forget_told(self) -> None:
+        """Tell table and carrier again, whatever was told before."""
+        self._published = self._carrier_told = None
 
     def _go_on(self, failed: ActionFailed, rest: tuple[Action, ...], out: Transaction) -> None:
         """Note what is not as it should be, and do what was cancelled and is still right."""
@@ -427,10 +380,10 @@ class Bond:
                 out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
                 state.take_bond_mac(state.mac_before or state.mac)
             case PublishTable():
-                self._published = None
+                self._tell_again = True
                 out.log(Level.ERROR, f"The frame path did not take a table: {failed.error}")
             case SetBondCarrier():
-                self._carrier_told = None
+                self._tell_again = True
                 out.log(Level.ERROR, f"The bond's carrier could not be set: {failed.error}")
             case action:
                 slave = getattr(action, "slave", None)

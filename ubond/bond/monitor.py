@@ -74,7 +74,7 @@ def updelay_ignored(state: State) -> bool:
     return modes.rules(state).selects and state.active is None
 
 
-def look(state: State, slaves: Iterable[Slave], out: Transaction, why: str) -> None:
+def look(state: State, slaves: Iterable[Slave], out: Transaction) -> None:
     """One pass of the MII monitor over these slaves: look at all, then commit what changed."""
     ignore = updelay_ignored(state)
     delays = state.settings.delays
@@ -89,22 +89,23 @@ def look(state: State, slaves: Iterable[Slave], out: Transaction, why: str) -> N
         if link.state is LinkState.UP and slave.link.state in (LinkState.DOWN, LinkState.BACK):
             ignore = False  # only the first slave of a pass is spared its delay
         found.append((slave, link))
-    commit(state, found, out, why)
+    commit(state, found, out)
 
 
-def commit(state: State, found: Iterable[tuple[Slave, Link]], out: Transaction, why: str) -> None:
+def commit(state: State, found: Iterable[tuple[Slave, Link]], out: Transaction) -> None:
     """Put what a pass found into effect, choose the active slave if need be, mind the carrier."""
     changed = [(slave, link) for slave, link in found if link.state is not slave.link.state]
     for slave, link in found:
         slave.link = link
-    reselect = False
+    reasons: list[str] = []
     for slave, link in changed:
-        if link.state is LinkState.UP:
-            reselect |= came_up(state, slave, out)
-        elif link.state is LinkState.DOWN:
-            reselect |= went_down(state, slave, out)
-    if reselect:
-        failover.select(state, out, why)
+        if link.state is LinkState.UP and came_up(state, slave, out):
+            reasons.append(f"link of {slave.name} came up")
+        elif link.state is LinkState.DOWN and went_down(state, slave, out):
+            reasons.append(f"link of {slave.name} went down")
+    if reasons:
+        source = f", {out.source}" if out.source else ""
+        failover.select(state, out, " and ".join(reasons) + source)
     if changed:
         failover.update_carrier(state)
 

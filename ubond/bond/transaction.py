@@ -25,7 +25,7 @@ class Transaction:
 
     `moves`: addresses that must be in place before frames may follow the new table;
     `steps`: what is done to an interface before it joins or after it has left the table.
-    `changed`: why the active slave changed, if it did.
+    `changed`: why the active slave changed, if it did; `source`: who noticed the event.
     """
 
     moves: list[Action] = field(default_factory=list)
@@ -36,6 +36,7 @@ class Transaction:
     logs: list[Log] = field(default_factory=list)
     news: list[ActiveChanged] = field(default_factory=list)
     changed: str | None = None
+    source: str = ""
     recovery: Recovery | None = None
 
     def log(self, level: Level, text: str, slave: str | None = None) -> None:

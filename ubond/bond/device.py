@@ -1,0 +1,73 @@
+"""The bond's own device: its MAC and MTU, which the slaves follow, all or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ubond.bond import modes
+from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
+from ubond.bond.options import FailOverMac
+from ubond.bond.slave import Slave
+from ubond.bond.state import MacKind, State
+from ubond.bond.transaction import Transaction
+from ubond.wire import MacAddr
+
+
+def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
+    """Somebody gave the bond another MAC: the slaves take it too, or it is put back.
+
+    With fail_over_mac the slaves' MACs are their own, so the bond's cannot be chosen; but
+    the first slave no longer gives it its own, as with the driver.
+    """
+    if mac == state.mac:
+        return
+    before, kind = state.mac, state.mac_kind
+    if not mac.is_valid_unicast or modes.mac_policy(state) is not FailOverMac.NONE:
+        state.mac_kind = MacKind.SET if mac.is_valid_unicast else kind
+        out.moves.append(SetBondMac(before))
+        return
+    state.take_bond_mac(mac)
+    state.mac_kind = MacKind.SET
+    for slave in state.slaves:
+        state.set_slave_mac(slave, mac, out)
+
+    def recover(failed: ActionFailed, out: Transaction) -> None:
+        out.log(Level.ERROR, f"The MAC of the bond stays {before}: {failed.error}")
+        state.take_bond_mac(before)
+        state.mac_kind = kind
+        out.moves.append(SetBondMac(before))
+        done = {action.slave for action in failed.done if isinstance(action, SetSlaveMac)}
+        for slave in state.slaves:
+            if slave.name in done:
+                state.set_slave_mac(slave, before, out)
+            elif slave.mac == mac:
+                slave.mac = slave.mac_before or before
+
+    out.recovery = recover
+
+
+def follow_mtu(state: State, mtu: int, out: Transaction) -> None:
+    """Somebody gave the bond another MTU: the slaves take it too, or all keep theirs."""
+    slaves_before = {slave: (slave.mtu, slave.held) for slave in state.slaves}
+    before, state.mtu = state.mtu, mtu
+    for slave in state.slaves:
+        _set_mtu(slave, mtu, out)
+
+    def recover(failed: ActionFailed, out: Transaction) -> None:
+        out.log(Level.ERROR, f"The MTU of the bond stays {before}: {failed.error}")
+        done = {action.slave for action in failed.done if isinstance(action, SetSlaveMtu)}
+        for slave, (old, held) in slaves_before.items():
+            if slave.name in done:
+                _set_mtu(slave, old, out)
+            elif slave.mtu == mtu:
+                slave.mtu, slave.held = old, held
+        state.mtu = before
+        out.steps.append(SetBondMtu(before))
+
+    out.recovery = recover
+
+
+def _set_mtu(slave: Slave, mtu: int, out: Transaction) -> None:
+    if slave.mtu != mtu:
+        slave.mtu, slave.held = mtu, replace(slave.held, mtu_set=mtu)
+        out.steps.extend([Remember(slave.held), SetSlaveMtu(slave.name, mtu)])
