@@ -14,9 +14,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from ubond import __version__, control, paths
+from ubond import __version__, paths
 from ubond.bond.core import Bond
-from ubond.bond.events import BondMacChanged, BondOpened, DoorError, Log
+from ubond.bond.events import BondMacChanged, BondOpened
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
 from ubond.control import Assignment, Server

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import logging.handlers
@@ -17,17 +16,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ubond import paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import Refused
 from ubond.bond.spec import BondSpec
 
+if TYPE_CHECKING:
+    from ubond.bond.events import SlaveFacts
+    from ubond.journal import Journal
+    from ubond.netlink import Netlink
+
+T = TypeVar("T")
 log = logging.getLogger("ubond")
-START_SECONDS = 30
 
 
 # ── the front of it: what the command line calls ─────────────────────────────────────
@@ -49,7 +52,7 @@ def start(spec: BondSpec, *, foreground: bool = False) -> int:
 
 def recover(bond: str) -> int:
     """Give back what a dead daemon of this bond held; return how many interfaces that were."""
-    return _with_loop(_recover_alone(bond))
+    return _with_loop(lambda: _recover_alone(bond))
 
 
 def restore(interfaces: list[str]) -> int:
@@ -57,14 +60,14 @@ def restore(interfaces: list[str]) -> int:
 
     Works from a journal, or where that is lost from what their alias tells.
     """
-    return _with_loop(_restore(interfaces))
+    return _with_loop(lambda: _restore(interfaces))
 
 
-def _with_loop(work: Any) -> Any:
+def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(work())
 
 
 # ── into the background and back with the outcome ────────────────────────────────────
@@ -171,23 +174,20 @@ def _log_to_system() -> None:
 @contextlib.contextmanager
 def _locked(bond: str) -> Iterator[None]:
     """Hold the bond's lock: as long as it is held the daemon lives, whatever a PID may say."""
-    path = paths.lock_path(bond)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = paths.lock(bond)
+    if fd is None:
+        raise Refused(errno.EEXIST, [f"{bond} is already running"])
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(errno.EEXIST, [f"{bond} is already running"]) from None
         yield
-        path.unlink(missing_ok=True)
     finally:
-        os.close(fd)
+        paths.unlock(bond, fd)
+        paths.remove_empty_dirs()
 
 
 def _run(spec: BondSpec, ready: Callable[[], None]) -> None:
     paths.make_runtime_dir()
     with _locked(spec.name):
-        _with_loop(_serve(spec, ready))
+        _with_loop(lambda: _serve(spec, ready))
 
 
 async def _serve(spec: BondSpec, ready: Callable[[], None]) -> None:
@@ -221,7 +221,7 @@ async def _recover_alone(bond: str) -> int:
         await netlink.close()
 
 
-async def give_back_all(netlink: Any, journal: Any, bond: str) -> int:
+async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
     """Give back everything that this bond's journal holds; return how many interfaces that were."""
     from ubond.bond.enslave import give_back
     from ubond.doors import SlaveDoors
@@ -237,7 +237,7 @@ async def give_back_all(netlink: Any, journal: Any, bond: str) -> int:
     return len(held)
 
 
-async def _facts_now(netlink: Any, name: str, index: int) -> Any:
+async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts:
     """The interface that was taken, under whatever name it has now."""
     link = netlink.link(index)
     return await netlink.facts(link.name if link is not None else name)

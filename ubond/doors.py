@@ -6,6 +6,7 @@ Every `Action` has its branch in `Doors.perform`; every failure leaves as `DoorE
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from ubond.bond.events import (
     Action,
@@ -72,7 +73,8 @@ class SlaveDoors:
                 self.gates.pop(slave, None)
                 await netlink.open_gates(slave)
             case TakeAddresses(slave):
-                self.journal.remember_addresses(slave, await netlink.take_addresses(slave, self.bond))
+                note = partial(self.journal.remember_addresses, slave)
+                await netlink.take_addresses(slave, self.bond, before=note)
             case GiveAddresses(slave):
                 await netlink.give_addresses(self.journal.addresses(slave), slave)
             case Remember(held):
@@ -171,10 +173,11 @@ class Doors(SlaveDoors):
 
     def rename(self, old: str, new: str) -> None:
         """A slave's interface has another name now."""
-        for table in (self.ports, self.gates, self._facts):
-            if old in table:
-                table[new] = table.pop(old)  # type: ignore[attr-defined, index]
-        if new in self.ports:
+        if old in self.gates:
+            self.gates[new] = self.gates.pop(old)
+        if old in self.ports:
+            self.ports[new] = self.ports.pop(old)
+            self._facts[new] = self._facts.pop(old)
             self.ports[new].name = new
             self.datapath.rename(old, new)
 

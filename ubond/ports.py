@@ -44,7 +44,7 @@ class Tap:
     """The bond's device.  Not persistent: it goes when the last of its queues is closed."""
 
     def __init__(self, name: str, queues: int = 1) -> None:
-        """Make the device.  DoorError(EEXIST) when the name is taken, EPERM/ENOENT without rights or device."""
+        """Make the device.  DoorError: EEXIST when the name is taken, EPERM without rights."""
         self.name = name
         self._queues = [self._open(_IFF_TUN_EXCL)]
         for _ in range(1, queues):
@@ -71,11 +71,11 @@ class Tap:
     def add_queue(self) -> int:
         """Attach one more queue; return its descriptor."""
         self._queues.append(self._open())
-        return self._queues[-1].fileno()
+        return self.descriptors[-1]
 
     @property
     def descriptors(self) -> list[int]:
-        return [queue.fileno() for queue in self._queues]
+        return [int(queue.fileno()) for queue in self._queues]
 
     def set_offload(self, flags: int) -> int:
         """Offer these offloads (TUN_*) to the host's stack; return those taken (USO may be unknown)."""
@@ -188,9 +188,9 @@ def open_port(name: str, index: int, *, mark: int, bypass: bool = True) -> Port:
         plain.bind((name, 0))
         raw.bind((name, _ETH_P_ALL))
     except OSError as error:
-        for sock in (raw, plain):
-            if sock is not None:
-                sock.close()
+        for opened in (raw, plain):
+            if opened is not None:
+                opened.close()
         raise DoorError(call, error.errno or errno.EIO, name) from None
     return port
 

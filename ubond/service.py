@@ -353,8 +353,9 @@ class Service:
     # ── the past ─────────────────────────────────────────────────────────────────────
 
     def _drops(self) -> int:
-        slaves = self.doors.datapath.counters().values()
-        return self.doors.datapath.totals()["no_slave"] + sum(slave[name] for slave in slaves for name in DROPS)
+        datapath = self.doors.datapath
+        lost = sum(slave[name] for slave in datapath.counters().values() for name in DROPS)
+        return lost + datapath.totals()["no_slave"]
 
     def _record_failover(self, change: ActiveChanged) -> None:
         self._settle_history()
@@ -404,7 +405,8 @@ class Service:
     @contextlib.contextmanager
     def notes(self) -> Iterator[list[str]]:
         """Collect the warnings that come while somebody waits for the outcome."""
-        self._notes = found = []
+        found: list[str] = []
+        self._notes = found
         try:
             yield found
         finally:

@@ -89,7 +89,7 @@ class Bed:
         self._probe.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def bed() -> Iterator[Callable[..., Bed]]:
     """Make a running bed: `bed(slaves=2)`.  `ring`: bytes that a slave's socket holds before EAGAIN."""
     made: list[Bed] = []

@@ -166,7 +166,7 @@ def test_damaged_super_frames_never_break_the_worker(bed_once, data):
         pass
 
 
-@pytest.fixture()
+@pytest.fixture
 def bed_once(request):
     """One bed for all examples of a test."""
     from conftest import Bed
