@@ -111,6 +111,7 @@ class Desk:
         await self._server.start(paths.socket_path(self.spec.name))
 
     async def close(self) -> None:
+        self.service.on_change = lambda: None
         await self._server.close()
         for path in (paths.proc_path(self.spec.name), paths.socket_path(self.spec.name)):
             path.unlink(missing_ok=True)
