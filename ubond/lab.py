@@ -186,13 +186,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="ubond lab",
         description="a bond's world in network namespaces: a host with eth1 and eth2, a switch, a peer",
     )
+    # In `lab shell` the lab one stands in is the one that is meant.
+    default = os.environ.get("UBOND_LAB", "lab")
     commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(verb, help=text, description=text)
 
     up = add("up", "build a lab; it stands until `down`")
-    up.add_argument("name", nargs="?", default="lab", metavar="NAME")
+    up.add_argument("name", nargs="?", default=default, metavar="NAME")
     up.add_argument(
         "--switch",
         choices=SWITCHES,
@@ -211,12 +213,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         cable = add(verb, text)
         cable.add_argument("nic", choices=NICS)
-        cable.add_argument("name", nargs="?", default="lab", metavar="NAME")
+        cable.add_argument("name", nargs="?", default=default, metavar="NAME")
     shell = add("shell", "a shell in one place")
     shell.add_argument("place", choices=PLACES, nargs="?", default="host")
-    shell.add_argument("name", nargs="?", default="lab", metavar="NAME")
+    shell.add_argument("name", nargs="?", default=default, metavar="NAME")
     execute = add("exec", "run one command in one place: ubond lab exec host -- ip addr")
-    execute.add_argument("--name", default="lab", metavar="NAME")
+    execute.add_argument("--name", default=default, metavar="NAME")
     execute.add_argument("place", choices=PLACES)
     execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     for verb, text in (
@@ -224,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         ("down", "end what runs in a lab and remove it"),
     ):
         one = add(verb, text)
-        one.add_argument("name", nargs="?", default="lab", metavar="NAME")
+        one.add_argument("name", nargs="?", default=default, metavar="NAME")
     add("list", "the names of the labs that stand")
     world = add("world", "run a command as root of a user namespace of its own (root: as it is)")
     world.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -243,7 +245,8 @@ def _shell(lab: Lab, place: str) -> int:
 def _guide(lab: Lab) -> str:
     """What to try next in a lab that has just been built."""
     mode = " -o mode=balance-rr" if lab.plan.switch == "lag" else ""
-    last, option = ("", "") if lab.plan.name == "lab" else (f" {lab.plan.name}", f" --name {lab.plan.name}")
+    name = os.environ.get("UBOND_LAB", "lab")
+    last, option = ("", "") if lab.plan.name == name else (f" {lab.plan.name}", f" --name {lab.plan.name}")
     return (
         f"{lab.status()}\n\ntry:\n"
         f"  ubond lab exec{option} host -- ubond up bond0 eth1 eth2{mode} --address {HOST_IP}/{PREFIX}\n"
