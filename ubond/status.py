@@ -24,9 +24,9 @@ Json = Any
 class Report:
     """What `status` shows: the study's snapshot, and what the rest of the house knows.
 
-    `version`: ubond's; `extra`: of the bond (`uptime` in seconds, `workers`, ...), and
-    `slave_extra` of each slave (`gate`, `buffers_refused`, ...).  In both, the key `counters`
-    holds a mapping from a reason to a number, of which `table` shows those that are not 0.
+    `version`: ubond's; `extra`: of the bond (`uptime` in seconds, `shortcomings` as lines for a
+    person, ...), and `slave_extra` of each slave (`gate`, ...).  In both, the key `counters` holds
+    a mapping from a reason to a number, of which `table` shows those that are not 0.
     """
 
     snapshot: BondSnapshot
@@ -132,6 +132,8 @@ _LACP_FILES = (
 def sysfs(bond: BondSnapshot) -> dict[str, str]:
     """File name -> content, newline included, of /sys/class/net/BOND/bonding."""
     files = {name: OPTIONS[name].text(bond.options[name]) for name in OPTIONS if name not in _NO_FILE}
+    # A switch that the driver shows as a name; the others it shows as a number.
+    files["lacp_active"] = f"{_name(bond, 'lacp_active')} {bond.options['lacp_active']}"
     files["num_grat_arp"] = files["num_unsol_na"]
     files["slaves"] = " ".join(slave.name for slave in bond.slaves)
     files["queue_id"] = " ".join(f"{slave.name}:{slave.queue_id}" for slave in bond.slaves)
@@ -288,6 +290,7 @@ def table(report: Report) -> str:
     lines = [f"{bond.name}: {_summary(bond)}", f"  {_details(report)}"]
     if not bond.monitored:
         lines.append("  no link monitor: set miimon, or a lost link is noticed only by what fails to be sent")
+    lines += [f"  {text}" for text in report.extra.get("shortcomings", ())]
     lines += ["", *_columns(_slave_rows(report))] if bond.slaves else ["", "no slaves"]
     lines += _counter_lines(report)
     return "\n".join(lines) + "\n"
