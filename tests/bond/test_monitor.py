@@ -234,3 +234,46 @@ def test_loss_again_while_waiting_out_updelay() -> None:
     rig.run(100)
     assert link(rig, "b") is DOWN
     assert any("link status down again after" in text for text in rig.log_lines())
+
+
+def test_round_robin_says_what_the_driver_says() -> None:
+    """The life of a recorded balance-rr bond: miimon 20, updelay 120, downdelay 100."""
+    rig = opened("a", "b", "c", strict=True, mode="balance-rr", miimon=20, updelay=120, downdelay=100)
+    rig.run(500)
+    rig.world.logs.clear()
+
+    def said(*cables: tuple[str, bool], wait: int = 500) -> list[str]:
+        rig.world.logs.clear()
+        for name, on in cables:
+            rig.carrier(name, on)
+        rig.run(wait)
+        return rig.log_lines()
+
+    up = "link status definitely up, 1000 Mbps full duplex"
+    assert said(("a", False)) == [
+        "(slave a): link status down for interface, disabling it in 100 ms",
+        "(slave a): link status definitely down, disabling slave",
+    ]
+    assert said(("a", True)) == [
+        "(slave a): link status up, enabling it in 120 ms", f"(slave a): {up}",
+    ]  # fmt: skip
+    assert said(("b", False), wait=45) + said(("b", True)) == [
+        "(slave b): link status down for interface, disabling it in 100 ms",
+        "(slave b): link status up again after 40 ms",
+        f"(slave b): {up}",
+    ]
+    said(("b", False))
+    assert said(("b", True), wait=45) + said(("b", False)) == [
+        "(slave b): link status up, enabling it in 120 ms",
+        "(slave b): link status down again after 40 ms",
+        "(slave b): link status definitely down, disabling slave",
+    ]
+    assert said(("a", False), ("c", False)) == [
+        "(slave a): link status down for interface, disabling it in 100 ms",
+        "(slave c): link status down for interface, disabling it in 100 ms",
+        "(slave a): link status definitely down, disabling slave",
+        "(slave c): link status definitely down, disabling slave",
+    ]
+    assert said(("b", True)) == [
+        "(slave b): link status up, enabling it in 120 ms", f"(slave b): {up}", "active interface up!",
+    ]  # fmt: skip

@@ -36,6 +36,7 @@ from ubond.bond.events import (
     OptionWritten,
     PublishTable,
     ReleaseRequested,
+    Remember,
     SendFrames,
     SetBondCarrier,
     SetBondMac,
@@ -349,6 +350,7 @@ class Bond:
             for tries in range(1, len(actions) + 1):
                 # What follows a `Then` is done in the same breath, so `done` may begin earlier.
                 if actions[tries - 1] == failed.action and actions[:tries] == tried[-tries:]:
+                    self._not_written(actions[tries - 1 :])
                     self._cancelled(failed, recovery, actions[tries:], out)
                     return
         self._forget_told()
@@ -365,6 +367,12 @@ class Bond:
         recovery(failed, out)
         told = Log | ActiveChanged | SendFrames | AnnounceSeen
         self._carry_on_after((action for action in rest if isinstance(action, told)), out)
+
+    def _not_written(self, actions: Iterable[Action]) -> None:
+        """Have the journal's records written again that a failure kept from it."""
+        for action in actions:
+            if isinstance(action, Remember) and (slave := self._state.find(action.held.slave)) is not None:
+                slave.unwritten = True
 
     def _forget_told(self) -> None:
         """Tell table and carrier again, whatever was told before."""

@@ -27,11 +27,14 @@ from ubond.wire import MacAddr
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """An interface on its way into the bond; `gave_mac`: the bond took its MAC from it."""
+    """An interface on its way into the bond.
+
+    `mac_before`: the bond's random MAC, if this interface gives the bond its own instead.
+    """
 
     held: Held
     steps: tuple[Step, ...]
-    gave_mac: bool
+    mac_before: MacAddr | None
 
 
 def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) -> Taking:
@@ -48,6 +51,7 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         strict=state.strict,
     )
     gives_mac = not others and state.mac_kind is MacKind.RANDOM
+    mac_before = state.mac if gives_mac else None
     if gives_mac:
         state.take_bond_mac(facts.mac)
         state.mac_kind = MacKind.STOLEN
@@ -60,7 +64,7 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         # After the journal is written and before the slave is touched.
         steps = (steps[0], Step(SetBondMac(state.mac)), *steps[1:])
     out.steps.extend(step.do for step in steps)
-    return Taking(held, steps, gives_mac)
+    return Taking(held, steps, mac_before)
 
 
 def mac_for(state: State, facts: SlaveFacts, others: bool) -> MacAddr | None:
@@ -77,8 +81,13 @@ def mac_for(state: State, facts: SlaveFacts, others: bool) -> MacAddr | None:
 def give_up(state: State, taking: Taking, done: tuple[Action, ...], others: bool, out: Transaction) -> None:
     """Take back the steps that were done when one of them failed."""
     out.steps.extend(enslave.undo(taking.steps, done))
-    if taking.gave_mac and not others:
+    if taking.mac_before is None or others:
+        return
+    if any(isinstance(action, SetBondMac) for action in done):
         state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)
+    else:
+        state.take_bond_mac(taking.mac_before)
+        state.mac_kind = MacKind.RANDOM
 
 
 def first_link(state: State, carrier: bool) -> Link:

@@ -208,6 +208,9 @@ def set_prio(state: State, option: Option, value: int | str, out: Transaction) -
 
 def refuse_slaves(state: State, option: Option, value: int | str, out: Transaction) -> None:
     """Refuse what is no command to enslave or release: those come as events of their own."""
+    name = next(iter(str(value)[1:].split()), "")
+    if str(value).startswith("+") and name:
+        raise OptionError(E.EOPNOTSUPP, [f"option slaves: add {name} with ubond add {state.name} {name}"])
     raise OptionError(E.EPERM, ["no command found in slaves file - use +ifname or -ifname"])
 
 

@@ -97,6 +97,8 @@ class Slave:
     prio: int = 0
     mac_before: MacAddr | None = None
     """What `mac` was before the last change, should that change fail."""
+    unwritten: bool = False
+    """The journal did not take `held` as it is now."""
 
     @property
     def up(self) -> bool:

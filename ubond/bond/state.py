@@ -62,8 +62,11 @@ class State:
         """Give a slave another MAC, written to the journal before it is set."""
         if mac == slave.mac:
             return
-        if mac not in (slave.held.mac, *slave.held.ours):
+        known = (slave.held.mac, *slave.held.ours)
+        if mac not in known:
             slave.held = replace(slave.held, ours=(*slave.held.ours, mac))
+        if mac not in known or slave.unwritten:
+            slave.unwritten = False
             out.moves.append(Remember(slave.held))
         slave.mac_before, slave.mac = slave.mac, mac
         out.moves.append(SetSlaveMac(slave.name, mac))
