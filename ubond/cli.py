@@ -6,15 +6,14 @@ Every error ends here as one line on standard error and an exit code (`client.DO
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from ubond import paths
-from ubond.client import FAILED, KERNEL_REFUSED, NO_BOND, NOT_PERMITTED, USAGE, Client, ControlError
+from ubond import cli_ask, paths
+from ubond.cli_ask import CommandError, add_bond, connect
+from ubond.client import FAILED, KERNEL_REFUSED, NOT_PERMITTED, USAGE, ControlError
 
 SUMMARY = """\
 usage: ubond COMMAND ...
@@ -37,16 +36,7 @@ exit status:
 """
 
 
-class CommandError(Exception):
-    """A command cannot go on; `code` is its exit code, `str()` one line for a person."""
-
-    def __init__(self, code: int, text: str) -> None:
-        self.code = code
-        super().__init__(text)
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One command: a line about it, what it takes, what it does, and what to add to its help."""
 
     summary: str
@@ -109,9 +99,12 @@ def _dispatch(argv: list[str]) -> int:
     if command is None:
         raise CommandError(USAGE, f"unknown command {name!r}; there are {' '.join([*COMMANDS, 'lab'])}")
     parser = Parser(
-        prog=f"ubond {name}", description=command.summary, epilog=command.epilog, allow_abbrev=False,
+        prog=f"ubond {name}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        epilog=command.epilog,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     command.describe(parser)
     return command.run(parser.parse_intermixed_args(rest))
 
@@ -136,190 +129,13 @@ def _explain(error: Exception) -> tuple[int, str]:
         raise error
     told = error_object(error)
     hint = ""
-    if told["code"] == NOT_PERMITTED:
+    if told["errno"] == "ENODEV":
+        hint = "; `ip link` shows the interfaces that there are"
+    elif told["code"] == NOT_PERMITTED:
         from ubond.cli_up import missing_capabilities
 
         hint = "".join(f"; {name} is missing" for name in missing_capabilities())
     return told["code"], told["message"] + hint
-
-
-# ── talking to daemons ───────────────────────────────────────────────────────────────
-
-
-def _connect(bond: str) -> Client:
-    """A connection to the daemon of a bond; CommandError that says what can be done if there is none."""
-    try:
-        return Client(str(paths.socket_path(bond)))
-    except ControlError as error:
-        if error.code != NO_BOND:
-            raise
-        raise CommandError(*_why_no_bond(bond)) from None
-
-
-def _why_no_bond(bond: str) -> tuple[int, str]:
-    if paths.running(bond):
-        return FAILED, f"{bond} is just starting or ending; try again"
-    if paths.journal_path(bond).exists():
-        return NO_BOND, f"the daemon of {bond} has died; `ubond down {bond}` gives its slaves back"
-    return NO_BOND, f"there is no bond {bond} here; `ubond list` shows those that run"
-
-
-def _ask(bond: str, request: str, **fields: Any) -> dict[str, Any]:
-    with _connect(bond) as client:
-        try:
-            return client.request(request, **fields)
-        except ControlError as error:
-            raise CommandError(error.code, f"{bond}: {error}") from None
-
-
-def _bonds(args: argparse.Namespace) -> list[str]:
-    """The bond that was named, or all that run here; CommandError if there is none."""
-    if args.bond is not None:
-        return [args.bond]
-    names: list[str] = paths.running_bonds()
-    if not names:
-        raise CommandError(NO_BOND, "no bond runs in this network namespace; `ubond up` starts one")
-    return names
-
-
-def _print_notes(result: dict[str, Any]) -> int:
-    for note in result["notes"]:
-        print(note)
-    return 0
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    print()
-
-
-# ── status, list ─────────────────────────────────────────────────────────────────────
-
-
-def _describe_status(parser: argparse.ArgumentParser) -> None:
-    _add_bond_or_all(parser)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--format", choices=("proc", "table", "json"), default="proc",
-        help="proc (default): the text of /proc/net/bonding; table: for the eyes, with counters; json: as "
-        "`ip -d -j link` nests it, with what only ubond knows under the key ubond",
-    )  # fmt: skip
-    form.add_argument(
-        "--json", action="store_const", const="json", dest="format", help="same as --format json"
-    )
-
-
-def _status(args: argparse.Namespace) -> int:
-    bonds = _bonds(args)
-    if args.format == "json":
-        _print_json([link for bond in bonds for link in _ask(bond, "status", format="json")["links"]])
-        return 0
-    for number, bond in enumerate(bonds):
-        if len(bonds) > 1:
-            print(("\n" if number else "") + f"==> {bond} <==")
-        sys.stdout.write(_status_text(bond, args.format))
-    return 0
-
-
-def _status_text(bond: str, format: str) -> str:
-    try:
-        return str(_ask(bond, "status", format=format)["text"])
-    except (ControlError, CommandError) as error:
-        if format != "proc" or error.code != NOT_PERMITTED:
-            raise
-    # Who may not talk to the daemon may still read what it writes for everybody.
-    return paths.proc_path(bond).read_text()
-
-
-def _describe_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="a JSON list of objects with bond, ubond and pid")
-
-
-def _list(args: argparse.Namespace) -> int:
-    names = paths.running_bonds()
-    if args.json:
-        _print_json([_ask(name, "ping") for name in names])
-    else:
-        print(*names, sep="\n", end="\n" if names else "")
-    return 0
-
-
-# ── add, remove, set ─────────────────────────────────────────────────────────────────
-
-
-def _describe_add(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
-    parser.add_argument("slaves", metavar="SLAVE", nargs="+", help="interfaces to enslave, in this order")
-    parser.add_argument(
-        "--take-addresses", action="store_true",
-        help="move their addresses and routes to the bond, and back when they leave",
-    )  # fmt: skip
-
-
-def _add(args: argparse.Namespace) -> int:
-    return _print_notes(_ask(args.bond, "add", slaves=args.slaves, take_addresses=args.take_addresses))
-
-
-def _describe_remove(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
-    parser.add_argument("slaves", metavar="SLAVE", nargs="+", help="slaves to release")
-
-
-def _remove(args: argparse.Namespace) -> int:
-    return _print_notes(_ask(args.bond, "remove", slaves=args.slaves))
-
-
-def _describe_set(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
-    parser.add_argument(
-        "options", metavar="OPTION=VALUE", nargs="+", help="an option of the bond, or SLAVE.OPTION=VALUE"
-    )
-
-
-def _set(args: argparse.Namespace) -> int:
-    return _print_notes(_ask(args.bond, "set", options=[_assignment(text) for text in args.options]))
-
-
-def _assignment(text: str) -> dict[str, str | None]:
-    """The protocol's form of `miimon=50` or `eth2.prio=10`; whether they exist the daemon knows."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise CommandError(USAGE, f"{text!r} is not OPTION=VALUE; see ubond set --help")
-    slave, _, option = name.rpartition(".")
-    return {"slave": slave or None, "option": option, "value": value}
-
-
-# ── history, monitor ─────────────────────────────────────────────────────────────────
-
-
-def _describe_history(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
-    parser.add_argument("--log", action="store_true", help="the log lines kept since the start instead")
-    parser.add_argument("--json", action="store_true", help="a JSON list")
-
-
-def _history(args: argparse.Namespace) -> int:
-    from ubond import cli_events
-
-    kind = "log" if args.log else "history"
-    entries = _ask(args.bond, kind)[kind]
-    if args.json:
-        _print_json(entries)
-        return 0
-    for line in map(cli_events.event, entries) if args.log else cli_events.failovers(entries):
-        print(line)
-    return 0
-
-
-def _describe_monitor(parser: argparse.ArgumentParser) -> None:
-    _add_bond_or_all(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-
-
-def _monitor(args: argparse.Namespace) -> int:
-    from ubond import cli_events
-
-    return cli_events.monitor({_connect(bond): bond for bond in _bonds(args)}, as_json=args.json)
 
 
 # ── up, down, restore ────────────────────────────────────────────────────────────────
@@ -328,6 +144,7 @@ def _monitor(args: argparse.Namespace) -> int:
 def _describe_up(parser: argparse.ArgumentParser) -> None:
     from ubond import cli_up
 
+    parser.usage = "ubond up BOND SLAVE... [-o OPTION=VALUE]... [--OPTION VALUE]... [--address CIDR]..."
     cli_up.add_arguments(parser)
 
 
@@ -368,13 +185,13 @@ def _check_permission() -> None:
 
 
 def _describe_down(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
+    add_bond(parser)
 
 
 def _down(args: argparse.Namespace) -> int:
     bond = args.bond
     try:
-        client = _connect(bond)
+        client = connect(bond)
     except CommandError:
         if paths.running(bond) or not paths.journal_path(bond).exists():
             raise
@@ -412,9 +229,7 @@ def _interfaces(count: int) -> str:
 
 
 def _describe_restore(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "interfaces", metavar="IFACE", nargs="+", help="interface that a bond has left behind"
-    )
+    parser.add_argument("interfaces", metavar="IFACE", nargs="+", help="interface that a bond has left behind")
 
 
 def _restore(args: argparse.Namespace) -> int:
@@ -430,7 +245,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _describe_ifup(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
+    add_bond(parser)
     _add_root(parser)
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground and log to stderr")
 
@@ -450,20 +265,12 @@ def _ifup(args: argparse.Namespace) -> int:
 
 
 def _describe_ifdown(parser: argparse.ArgumentParser) -> None:
-    _add_bond(parser)
+    add_bond(parser)
     _add_root(parser)
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", default="/", help="where etc/ is (default /)")
-
-
-def _add_bond(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bond", metavar="BOND", help="name of the bond's device")
-
-
-def _add_bond_or_all(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bond", metavar="BOND", nargs="?", help="a bond (default: all in this namespace)")
 
 
 # ── the table of commands ────────────────────────────────────────────────────────────
@@ -483,29 +290,29 @@ examples:
 Also after a crash: the slaves get back the MAC, MTU, flags, features and addresses that a dead
 daemon has left changed.
 """),
-    "list": Command("name the bonds of this network namespace", _describe_list, _list),
-    "status": Command("show a bond", _describe_status, _status, """\
+    "list": Command("name the bonds of this network namespace", cli_ask.describe_list, cli_ask.list_bonds),
+    "status": Command("show a bond", cli_ask.describe_status, cli_ask.status, """\
 examples:
   ubond status bond0 | awk '/Currently Active Slave/ { print $4 }'
   ubond status --json | jq -r '.[0].linkinfo.info_data.active_slave'
 """),
-    "add": Command("enslave more interfaces", _describe_add, _add),
-    "remove": Command("release slaves", _describe_remove, _remove),
-    "set": Command("change options while the bond runs", _describe_set, _set, """\
-Options are applied in the order written; those before a refused one stay applied, as with the
-driver.  `ubond up --help` lists them.
+    "add": Command("enslave more interfaces", cli_ask.describe_add, cli_ask.add_slaves),
+    "remove": Command("release slaves", cli_ask.describe_remove, cli_ask.remove_slaves),
+    "set": Command("change options while the bond runs", cli_ask.describe_set, cli_ask.set_options, """\
+Options are applied in the driver's order, whatever order they are written in; those before a
+refused one stay applied, as with the driver.  `ubond up --help` lists them.
 
 examples:
   ubond set bond0 active_slave=eth2
   ubond set bond0 miimon=50 updelay=2s
   ubond set bond0 eth2.prio=10 eth2.queue_id=3
 """),
-    "monitor": Command("print what happens, one line per event, until interrupted", _describe_monitor,
-                       _monitor, """\
+    "monitor": Command("print what happens, one line per event, until interrupted", cli_ask.describe_monitor,
+                       cli_ask.monitor, """\
 Ends by itself when no bond is left.  A reader that is too slow is told how many events it missed.
 """),
-    "history": Command("list past failovers: when, why, from, to, frames lost, silence", _describe_history,
-                       _history, """\
+    "history": Command("list past failovers: when, why, from, to, frames lost, silence", cli_ask.describe_history,
+                       cli_ask.history, """\
 LOST counts the frames that ubond dropped; what was already in a NIC is unknown to everybody.
 SILENCE is the time from the last frame sent on the old slave to the first on the new one, shown
 where traffic was offered.

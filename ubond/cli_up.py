@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_running_arguments(parser.add_argument_group("how it runs"))
     group = parser.add_argument_group(
         "bonding options",
-        "Named values go by name or number; times are milliseconds, or have a unit: 100ms, 2s. "
-        "What belongs to one slave is written SLAVE=N here and SLAVE.OPTION=N after -o.",
+        "Named values go by name or number; times are milliseconds, or have a unit: 100ms, 2s.\n"
+        "  What belongs to one slave is written SLAVE=N here and SLAVE.OPTION=N after -o.",
     )
     group.add_argument(
         "-o", "--option", metavar="OPTION=VALUE", dest="written", action="append", default=[],
@@ -65,12 +65,8 @@ def _add_device_arguments(group: Any) -> None:
         "--address", metavar="CIDR", action="append", type=_read_interface, default=[],
         help="IPv4 or IPv6 address with prefix length for the bond; may be given again",
     )  # fmt: skip
-    group.add_argument(
-        "--gateway", metavar="IP", action="append", type=_read_address, default=[], help="default route"
-    )
-    group.add_argument(
-        "--mac", metavar="MAC", type=_read_mac, help="address of the bond (default: the first slave's)"
-    )
+    group.add_argument("--gateway", metavar="IP", action="append", type=_read_address, default=[], help="default route")
+    group.add_argument("--mac", metavar="MAC", type=_read_mac, help="address of the bond (default: the first slave's)")
     group.add_argument("--mtu", metavar="N", type=int, help="MTU of the bond and its slaves (default 1500)")
 
 
@@ -90,9 +86,7 @@ def _add_running_arguments(group: Any) -> None:
         help="send through the slaves' queueing disciplines, so that tcpdump and tc see the frames; slower, "
         "and a lost link is noticed later",
     )  # fmt: skip
-    group.add_argument(
-        "--workers", metavar="N", type=int, default=1, help="threads that move frames (this version: 1)"
-    )
+    group.add_argument("--workers", metavar="N", type=int, default=1, help="threads that move frames (this version: 1)")
     group.add_argument(
         "--foreground", action="store_true",
         help="stay in the foreground and log to standard error: for containers and systemd (Type=notify)",

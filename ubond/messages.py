@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ubond import status
 from ubond.bond.events import ActiveChanged, DoorError, Log
-from ubond.bond.options import OptionError, Refused
+from ubond.bond.options import APPLY_ORDER, OptionError, Refused, find
 from ubond.bond.spec import SpecError, check_name
 from ubond.client import FAILED, KERNEL_REFUSED, LINE_MAX, NOT_PERMITTED, USAGE, VERSION
 from ubond.status import Json, Report
@@ -145,7 +145,15 @@ def _read_flag(value: object) -> bool:
 def _read_options(value: object) -> tuple[Assignment, ...]:
     if not isinstance(value, list) or not value:
         raise BadRequest("options must be a list of objects with option, value and, for some, slave")
-    return tuple(_read_assignment(item) for item in value)
+    return tuple(sorted((_read_assignment(item) for item in value), key=_place))
+
+
+def _place(assignment: Assignment) -> int:
+    """When an option of one request is applied: as the driver sorts them, unknown ones last."""
+    try:
+        return APPLY_ORDER.index(find(assignment.option).name)
+    except OptionError:
+        return len(APPLY_ORDER)
 
 
 def _read_assignment(item: object) -> Assignment:
@@ -181,7 +189,14 @@ def error_object(error: Exception) -> dict[str, Json]:
     """What a client is told of an error: exit code, errno's name, one line, the driver's lines."""
     number = getattr(error, "errno", None) or (E.EINVAL if isinstance(error, BadRequest) else E.EIO)
     lines = error.lines if isinstance(error, Refused) else ()
-    return refusal(exit_code(error), number, str(error) or type(error).__name__, lines)
+    return refusal(exit_code(error), number, _text(error), lines)
+
+
+def _text(error: Exception) -> str:
+    """`str`, without the number that Python puts before the text of an OSError."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def refusal(code: int, errno: int, message: str, lines: Sequence[str] = ()) -> dict[str, Json]:
