@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
@@ -29,17 +28,19 @@ from pyroute2.netlink.rtnl import (
 )
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from ubond.bond.events import DoorError, SlaveFacts, UpperFacts
+from ubond.addresses import Device, Mover
+from ubond.bond.events import DoorError, Moved, SlaveFacts, UpperFacts
 from ubond.ethtool import Ethtool
 from ubond.gates import Gates
-from ubond.rtnl import Events, Message, Requests, address_message, link_message
-from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, Link, uppers
+from ubond.paths import netns_cookie
+from ubond.rtnl import Events, Message, Requests, address_message, link_message, refusals
+from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, uppers
+from ubond.uppers import Link as Link
 from ubond.wire import MacAddr
 
 log = logging.getLogger(__name__)
 
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
-_SO_NETNS_COOKIE = 71
 _MAX_NAME = 15
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 
@@ -88,6 +89,7 @@ class Netlink:
     def __init__(self) -> None:
         self._requests = Requests()
         self._gates = Gates(self._requests)
+        self._mover = Mover(self._requests)
         self._events = Events(self._hear, self._overrun)
         self._links: dict[int, Link] = {}
         self._addresses: dict[int, dict[bytes, Address]] = {}
@@ -98,7 +100,8 @@ class Netlink:
     async def open(self, receive_buffer: int = 1 << 20) -> None:
         """Open the sockets in the thread's network namespace, subscribe and take the first picture."""
         self._ethtool = Ethtool()
-        self._cookie = netns_cookie()
+        with refusals("SO_NETNS_COOKIE"):
+            self._cookie = netns_cookie()
         await self._requests.open()
         self._events.open(asyncio.get_running_loop(), receive_buffer)
         await self._reconcile()
@@ -231,6 +234,32 @@ class Netlink:
         await self._requests.tell(f"RTM_NEWROUTE default via {gateway}", RTM_NEWROUTE, message, name,
                                   NLM_F_CREATE | NLM_F_EXCL)
 
+    async def take_addresses(
+        self, slave: str, bond: str, before: Callable[[Moved], None] = lambda moved: None
+    ) -> Moved:
+        """Move the slave's addresses and routes to the bond, which must be up; all or nothing.
+
+        `before` is called with what is about to move, before the first change: write it down there.
+        """
+        source, target = await self._device(slave), await self._device(bond)
+        moved = await self._mover.found(source, target)
+        before(moved)
+        await self._mover.take(moved, source, target)
+        return moved
+
+    async def give_addresses(self, moved: Moved, slave: str) -> None:
+        """Move back what take_addresses moved and is still there; all of it if the bond is gone."""
+        target = await self._device(slave)
+        try:
+            bond: Device | None = await self._device(moved.bond)
+        except DoorError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            bond = None
+        if bond is not None and bond.index != moved.bond_index:
+            bond = None  # another device that has the name now
+        await self._mover.give(moved, target, bond)
+
     # ── the picture ──────────────────────────────────────────────────────────────────
 
     @property
@@ -272,6 +301,9 @@ class Netlink:
 
     async def _index(self, name: str) -> int:
         return int((await self._read_link(name))["index"])
+
+    async def _device(self, name: str) -> Device:
+        return Device(name, await self._index(name))
 
     async def _master(self, index: int) -> Link | None:
         if not index:
@@ -405,12 +437,3 @@ def _cidr(address: Address) -> str:
 
 def _is_link_local(address: Address) -> bool:
     return ip_interface((address.packed, address.prefix)).is_link_local and len(address.packed) == 16
-
-
-def netns_cookie() -> int:
-    """The kernel's number for the thread's network namespace, never reused; 1 is the initial one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
-        except OSError as error:
-            raise DoorError("SO_NETNS_COOKIE", error.errno or errno.EIO) from error

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.core import CoreDatagramProtocol
 from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -174,7 +174,10 @@ class Events:
                 continue
             for message in self._decode(data):
                 self._on_message(message)
-        if overrun:
+        if overrun and self._socket is not None:
+            # uvloop (libuv) stops watching a descriptor that had an error; asyncio's loop does not mind.
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.add_reader(self._socket.fileno(), self._read)
             self._on_overrun()
 
     def _decode(self, data: bytes) -> Iterable[Message]:
@@ -203,16 +206,3 @@ def address_message(index: int = 0, family: int = 0, prefix: int = 0, **attribut
     message["index"], message["family"], message["prefixlen"] = index, family, prefix
     message["attrs"] = [(f"IFA_{name}", value) for name, value in attributes.items()]
     return message
-
-
-class Raw(nlmsg):  # type: ignore[misc, no-any-unimported, unused-ignore]
-    """A message whose body is given as bytes, sent as it is."""
-
-    def __init__(self, body: bytes = b"") -> None:
-        super().__init__()
-        self._body = body
-
-    def encode(self) -> None:
-        super().encode()
-        self.data.extend(self._body)
-        self.data[0:4] = len(self.data).to_bytes(4, "little")

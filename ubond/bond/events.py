@@ -417,6 +417,21 @@ class Held:
     addresses_taken: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What TakeAddresses moves from a slave to the bond's device, for the way back.
+
+    `bond_index`: of the device that has it now, so that another one of its name is not taken for it.
+    `addresses`, `routes`: as the kernel dumped them on the slave, each an ifaddrmsg or rtmsg
+    with its attributes: nothing that the kernel knows of them is lost.
+    """
+
+    bond: str = ""
+    bond_index: int = 0
+    addresses: tuple[bytes, ...] = ()
+    routes: tuple[bytes, ...] = ()
+
+
 Event = (
     BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead

@@ -1,0 +1,216 @@
+"""The journal: what must be given back to the slaves, on disk before it is taken from them.
+
+One small JSON file for each bond, written whole every time: a new file beside it, flushed to
+disk, then renamed over the old one, so that a crash at any moment leaves the one or the other.
+It is opened by name within a directory that only we can write to, never through a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ubond.bond.events import DoorError, Held, Moved
+from ubond.paths import RuntimeDirError, check_directory
+from ubond.wire import MacAddr, WireError
+
+#: Version of the file's layout.
+VERSION = 1
+_MAX_BYTES = 16 << 20
+
+
+class JournalError(DoorError):
+    """The journal cannot be read or written; names the file and says what to do."""
+
+    def __init__(self, path: Path, number: int, detail: str) -> None:
+        super().__init__("journal", number, "", f"{path}: {detail}")
+        self.path = path
+
+
+class Journal:
+    """The journal of one bond, in a directory that must be ours alone."""
+
+    def __init__(self, directory: Path, bond: str) -> None:
+        self.path = directory / f"{bond}.journal"
+        self._bond = bond
+        self._held: dict[str, Held] = {}
+        self._moved: dict[str, Moved] = {}
+        self._loaded = False
+
+    # ── what is held ─────────────────────────────────────────────────────────────────
+
+    def load(self) -> tuple[Held, ...]:
+        """Read the file; nothing if there is none.
+
+        A file that cannot be understood is kept aside (`NAME.journal.bad`) and reported with
+        JournalError; the next call starts with nothing.
+        """
+        self._held, self._moved, self._loaded = {}, {}, True
+        with self._directory(missing_ok=True) as directory:
+            text = None if directory is None else self._read(directory)
+            if text is None:
+                return ()
+            try:
+                self._held, self._moved = _decode(text, self._bond)
+            except (ValueError, KeyError, TypeError, AttributeError, WireError) as error:
+                bad = f"{self.path.name}.bad"
+                os.replace(self.path.name, bad, src_dir_fd=directory, dst_dir_fd=directory)
+                raise JournalError(
+                    self.path, errno.EBADMSG,
+                    f"cannot be understood ({error}); kept as {bad}: "
+                    "what the slaves had stands there and in their alias (ubond restore IFACE)",
+                ) from None
+        return tuple(self._held.values())
+
+    def remember(self, held: Held) -> None:
+        """Write down what this slave must get back; return when it is on the disk."""
+        self._ensure_loaded()
+        self._held[held.slave] = held
+        self._write()
+
+    def forget(self, slave: str) -> None:
+        """This slave has everything back.  The file goes with the last one."""
+        self._ensure_loaded()
+        known = self._held.pop(slave, None), self._moved.pop(slave, None)
+        if self._held:
+            if any(known):
+                self._write()
+        else:
+            self.remove()
+
+    def remember_addresses(self, slave: str, moved: Moved) -> None:
+        """Write down which addresses and routes of this slave move to the bond."""
+        self._ensure_loaded()
+        self._moved[slave] = moved
+        self._write()
+
+    def addresses(self, slave: str) -> Moved:
+        """What was moved from this slave; nothing if nothing was."""
+        self._ensure_loaded()
+        return self._moved.get(slave, Moved())
+
+    def remove(self) -> None:
+        """Remove the file: nothing is held any more."""
+        self._held, self._moved, self._loaded = {}, {}, True
+        with self._directory(missing_ok=True) as directory:
+            if directory is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path.name, dir_fd=directory)
+                    os.fsync(directory)
+
+    # ── the file ─────────────────────────────────────────────────────────────────────
+
+    def _ensure_loaded(self) -> None:
+        if not self._loaded:
+            self.load()
+
+    @contextlib.contextmanager
+    def _directory(self, missing_ok: bool = False) -> Iterator[int | None]:
+        """The directory's descriptor, None if there is none; what fails within is a JournalError."""
+        try:
+            try:
+                fd = os.open(self.path.parent, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+                yield None
+                return
+            try:
+                check_directory(self.path.parent, fd)
+                yield fd
+            finally:
+                os.close(fd)
+        except RuntimeDirError as error:
+            raise JournalError(self.path, error.errno or errno.EPERM, str(error.strerror)) from None
+        except OSError as error:
+            raise JournalError(self.path, error.errno or errno.EIO, error.strerror or str(error)) from error
+
+    def _read(self, directory: int) -> bytes | None:
+        try:
+            fd = os.open(self.path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            return file.read(_MAX_BYTES)
+
+    def _write(self) -> None:
+        new = f".{self.path.name}.new"
+        with self._directory() as directory:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=directory)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
+                file.write(_encode(self._bond, self._held, self._moved))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            assert directory is not None
+            os.fsync(directory)
+
+
+# ── values and JSON ──────────────────────────────────────────────────────────────────
+
+
+def _plain(value: object) -> object:
+    """A value as JSON has it: addresses as texts, other bytes as hex."""
+    match value:
+        case MacAddr():
+            return str(value)
+        case bytes():
+            return value.hex()
+        case tuple():
+            return [_plain(each) for each in value]
+        case _:
+            return value
+
+
+def _encode(bond: str, held: dict[str, Held], moved: dict[str, Moved]) -> bytes:
+    slaves = {
+        name: {key: _plain(value) for key, value in asdict(one).items()} for name, one in held.items()
+    }
+    addresses = {
+        name: {key: _plain(value) for key, value in asdict(one).items()} for name, one in moved.items()
+    }
+    content = {"version": VERSION, "bond": bond, "slaves": slaves, "addresses": addresses}
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _decode(text: bytes, bond: str) -> tuple[dict[str, Held], dict[str, Moved]]:
+    if not text.strip():
+        raise ValueError("it is empty")
+    content = json.loads(text)
+    if content["version"] != VERSION:
+        raise ValueError(f"it has version {content['version']}, this is version {VERSION}")
+    if content["bond"] != bond:
+        raise ValueError(f"it is of {content['bond']}")
+    held = {name: _held(one) for name, one in content["slaves"].items()}
+    moved = {name: _moved(one) for name, one in content["addresses"].items()}
+    return held, moved
+
+
+def _held(content: dict[str, Any]) -> Held:
+    known = {field.name for field in fields(Held)}
+    if strange := content.keys() - known:
+        raise ValueError(f"unknown {', '.join(sorted(strange))}")
+    return Held(**{
+        **content,
+        "permanent": None if content["permanent"] is None else MacAddr.parse(content["permanent"]),
+        "mac": MacAddr.parse(content["mac"]),
+        "ours": tuple(MacAddr.parse(text) for text in content["ours"]),
+        "features": tuple((name, bool(before), bool(on)) for name, before, on in content["features"]),
+    })
+
+
+def _moved(content: dict[str, Any]) -> Moved:
+    return Moved(
+        bond=content["bond"],
+        bond_index=content["bond_index"],
+        addresses=tuple(bytes.fromhex(text) for text in content["addresses"]),
+        routes=tuple(bytes.fromhex(text) for text in content["routes"]),
+    )

@@ -1,0 +1,200 @@
+"""Where a bond's files are while it runs, and whether it does.
+
+Everything about one network namespace stands in one directory, because two namespaces may
+each have a `bond0`:
+
+    /run/ubond/                      the initial network namespace
+    /run/ubond/ns/COOKIE/            any other; cookies are never used again, unlike inode numbers
+        bond0.sock                   control socket
+        bond0.lock                   locked by the daemon for as long as it lives
+        bond0.journal                what must be given back
+        proc/net/bonding/bond0       the kernel's text
+
+`UBOND_RUNTIME_DIR` takes the place of /run/ubond, and so does `$XDG_RUNTIME_DIR/ubond` where
+/run cannot be written to.  The client imports this: only what is cheap to import is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import time
+from pathlib import Path
+
+_SO_NETNS_COOKIE = 71
+_INITIAL = 1  # cookie of the first network namespace
+
+
+class RuntimeDirError(OSError):
+    """The runtime directory cannot be trusted or made; the text says which and why."""
+
+
+def netns_cookie() -> int:
+    """The kernel's number for this thread's network namespace; 1 is the initial one.
+
+    Kernels before 5.14 have none: there the namespace's inode number, or 1 in that of process 1.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    try:
+        return _INITIAL if os.stat("/proc/1/ns/net").st_ino == here else here
+    except OSError:
+        return here
+
+
+def root_dir() -> Path:
+    """The directory above all namespaces."""
+    if override := os.environ.get("UBOND_RUNTIME_DIR"):
+        return Path(override)
+    system = Path("/run/ubond")
+    # Somebody who is not root looks for root's bonds; root who cannot write is in a user namespace.
+    if os.access("/run", os.W_OK) or (os.geteuid() != 0 and system.is_dir()):
+        return system
+    if own := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(own) / "ubond"
+    return system
+
+
+def runtime_dir() -> Path:
+    """The directory of this thread's network namespace; it need not exist."""
+    cookie = netns_cookie()
+    return root_dir() if cookie == _INITIAL else root_dir() / "ns" / str(cookie)
+
+
+def make_runtime_dir() -> Path:
+    """Make the directory if need be, and return it; RuntimeDirError if others could write to it."""
+    directory, root = runtime_dir(), root_dir()
+    for each in (root, *(root / part for part in ("ns",) if directory != root), directory):
+        try:
+            each.mkdir(mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise RuntimeDirError(error.errno, f"cannot make {each}: {error.strerror}") from None
+        check_directory(each)
+    return directory
+
+
+def check_directory(directory: Path, fd: int | None = None) -> None:
+    """RuntimeDirError unless this (open at `fd`) is a directory of ours that nobody else can write to."""
+    found = os.lstat(directory) if fd is None else os.fstat(fd)
+    if not stat.S_ISDIR(found.st_mode):
+        raise RuntimeDirError(errno.ENOTDIR, f"{directory} is not a directory")
+    if found.st_uid != os.geteuid():
+        raise RuntimeDirError(errno.EPERM, f"{directory} belongs to user {found.st_uid}, not to us")
+    if found.st_mode & 0o022:
+        raise RuntimeDirError(errno.EPERM, f"{directory} can be written to by others; chmod 755 it")
+
+
+def remove_empty_dirs() -> None:
+    """Remove the directories of this namespace in which nothing is left."""
+    directory, root = runtime_dir(), root_dir()
+    bonding = directory / "proc" / "net" / "bonding"
+    for each in (bonding, bonding.parent, bonding.parent.parent, directory, root / "ns", root):
+        try:
+            each.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            if each in (directory, root / "ns", root):
+                return
+
+
+def socket_path(bond: str) -> Path:
+    return runtime_dir() / f"{bond}.sock"
+
+
+def lock_path(bond: str) -> Path:
+    return runtime_dir() / f"{bond}.lock"
+
+
+def journal_path(bond: str) -> Path:
+    return runtime_dir() / f"{bond}.journal"
+
+
+def proc_path(bond: str) -> Path:
+    """The counterpart of /proc/net/bonding/BOND."""
+    return runtime_dir() / "proc" / "net" / "bonding" / bond
+
+
+def lock(bond: str) -> int | None:
+    """Take the bond's lock; return its descriptor, or None while a daemon holds it.
+
+    It is held until the descriptor is closed, by whatever end the process comes to.
+    """
+    path = lock_path(bond)
+    for attempt in range(5):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass  # its last holder has just removed it: that lock says nothing any more
+        except BlockingIOError:
+            if attempt:
+                # `running` holds it for a moment only, a daemon for good.
+                time.sleep(0.01)
+        os.close(fd)
+    return None
+
+
+def unlock(bond: str, fd: int) -> None:
+    """Remove the lock file and let go of it, in this order: nobody may lock a file that is gone."""
+    lock_path(bond).unlink(missing_ok=True)
+    os.close(fd)
+
+
+def running(bond: str) -> bool:
+    """Whether a daemon of this bond lives in this network namespace."""
+    try:
+        fd = os.open(lock_path(bond), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        return _somebody_listens(bond)  # only its owner may touch the lock
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _somebody_listens(bond: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(socket_path(bond)))
+        except PermissionError:
+            return True  # a socket that we may not use: the daemon removes its own at the end
+        except OSError:
+            return False
+    return True
+
+
+def bonds() -> list[str]:
+    """Names of all bonds that run in this network namespace, sorted."""
+    try:
+        names = os.listdir(runtime_dir())
+    except OSError:
+        return []
+    ours = sorted(name.removesuffix(".lock") for name in names if name.endswith(".lock"))
+    return [name for name in ours if running(name)]
+
+
+def left_behind() -> list[str]:
+    """Names of bonds whose daemon died without giving back what its journal holds, sorted."""
+    try:
+        names = os.listdir(runtime_dir())
+    except OSError:
+        return []
+    ours = sorted(name.removesuffix(".journal") for name in names if name.endswith(".journal"))
+    return [name for name in ours if not running(name)]
