@@ -1,0 +1,566 @@
+"""A world for one test module: a host with NICs, a switch, a peer, and the `ubond` command in the host.
+
+    host                    switch                    peer
+    eth1 ───────────────── sw1 ┐
+    eth2 ───────────────── sw2 ┴─ br0 ── swp ──────── eth0  10.9.0.2/24  fd00:9::2/64
+
+Everything is a namespace or a veth pair of this world alone, and `close` removes it whatever
+happened.  `Crossed` is the same host cabled straight to a peer with as many NICs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ubond import paths
+from ubond.client import Client
+from ubond.wire import MacAddr
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST4, PEER4, HOST6, PEER6 = "10.9.0.1", "10.9.0.2", "fd00:9::1", "fd00:9::2"
+ADDRESSES = ("--address", f"{HOST4}/24", "--address", f"{HOST6}/64")
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class WorldError(AssertionError):
+    """Something in a world is not, or does not become, what a test needs."""
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 8.0, what: str = "") -> Any:
+    """Return what `true()` returns once it is true; WorldError if it is not within `seconds`."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        if time.monotonic() > end:
+            raise WorldError(f"not within {seconds:g} s: {what or true}")
+        time.sleep(0.01)
+    return found
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Let this thread work in a namespace: what it opens there stays there."""
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One network namespace."""
+
+    name: str
+
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 60, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in it to its end, output captured."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.name, *command], cwd=ROOT, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout, env=env,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise WorldError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
+        return done
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in it, its output in pipes."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *command], cwd=ROOT, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ip(self, *words: str, check: bool = True) -> str:
+        """Run `ip` on it; return what it printed."""
+        done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True, timeout=60)
+        if check and done.returncode:
+            raise WorldError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def link(self, interface: str) -> dict[str, Any]:
+        """What `ip -d -j link` says about an interface; WorldError if there is none."""
+        found: list[dict[str, Any]] = json.loads(self.ip("-d", "-s", "-j", "link", "show", "dev", interface))
+        return found[0]
+
+    def links(self) -> list[str]:
+        """Names of all interfaces."""
+        return [each["ifname"] for each in json.loads(self.ip("-j", "link", "show"))]
+
+    def mac(self, interface: str) -> str:
+        return str(self.link(interface)["address"])
+
+    def carrier(self, interface: str) -> bool:
+        flags = self.link(interface)["flags"]
+        return "UP" in flags and "LOWER_UP" in flags and "NO-CARRIER" not in flags
+
+    def counters(self, interface: str) -> dict[str, dict[str, int]]:
+        """`rx` and `tx`, each with `packets`, `bytes`, `dropped`."""
+        counters: dict[str, dict[str, int]] = self.link(interface)["stats64"]
+        return counters
+
+    def neighbour(self, address: str) -> str | None:
+        """The MAC that this namespace has for an address."""
+        found = json.loads(self.ip("-j", "neigh", "show", address) or "[]")
+        return next((each["lladdr"] for each in found if "lladdr" in each), None)
+
+    def socket(self, *kind: int) -> socket.socket:
+        with inside(self.name):
+            return socket.socket(*kind)
+
+    def ping(self, address: str, *, count: int = 1, check: bool = True, wait: str = "2") -> str:
+        """Ping; with `check` all must be answered, and each once."""
+        done = self.run("ping", "-n", "-i", "0.01", "-c", str(count), "-W", wait, address, check=False)
+        if check and (f" {count} received" not in done.stdout or "DUP!" in done.stdout):
+            raise WorldError(f"ping {address}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def reaches(self, address: str) -> bool:
+        return " 1 received" in self.ping(address, check=False, wait="0.3")
+
+    def send(self, interface: str, frame: bytes) -> None:
+        """Send one frame as it is."""
+        with self.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((interface, 0))
+            sock.send(frame)
+
+
+# ── what passes on a wire ────────────────────────────────────────────────────────────
+
+_SOL_PACKET, _PACKET_AUXDATA, _PACKET_IGNORE_OUTGOING = 263, 8, 23
+_ETH_P_ALL, _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 3, 35, 33
+_TPACKET_AUXDATA = struct.Struct("IIIHHHH")
+_VLAN_VALID, _TPID_VALID = 0x10, 0x40
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A frame with its VLAN tags in it, and when it came (s)."""
+
+    at: float
+    frame: bytes
+
+    @property
+    def src(self) -> str:
+        return self.frame[6:12].hex(":")
+
+    @property
+    def kind(self) -> int:
+        return int.from_bytes(self.frame[12:14])
+
+
+class Sniffer:
+    """All that an interface receives; with `outgoing` also what it sends."""
+
+    def __init__(self, space: Space, interface: str, *, outgoing: bool = False) -> None:
+        self._sock = space.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, not outgoing)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
+        self._sock.bind((interface, _ETH_P_ALL))
+        self._sock.setblocking(False)
+
+    def __enter__(self) -> Sniffer:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self._sock.close()
+
+    def take(self) -> list[Seen]:
+        """What has come since the last call."""
+        found = []
+        while True:
+            try:
+                data, extra, _, _ = self._sock.recvmsg(1 << 17, 256)
+            except BlockingIOError:
+                return found
+            found.append(_seen(data, extra))
+
+    def collect(self, wanted: Callable[[Seen], Any], count: int = 1, seconds: float = 8.0) -> list[Seen]:
+        """Wait for so many wanted frames and return all wanted ones so far."""
+        found: list[Seen] = []
+
+        def enough() -> bool:
+            found.extend(seen for seen in self.take() if wanted(seen))
+            return len(found) >= count
+
+        wait_until(enough, seconds, f"{count} wanted frames, {len(found)} came")
+        return found
+
+    def during(self, seconds: float, wanted: Callable[[Seen], Any]) -> list[Seen]:
+        """The wanted frames of a time that is waited out: for proving that something does not come."""
+        end, found = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            found += [seen for seen in self.take() if wanted(seen)]
+            time.sleep(0.02)
+        return found
+
+
+def _seen(data: bytes, extra: Iterable[tuple[int, int, bytes]]) -> Seen:
+    at = 0.0
+    for level, kind, body in extra:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, ns = struct.unpack("qq", body[:16])
+            at = seconds + ns / 1e9
+        elif level == _SOL_PACKET and kind == _PACKET_AUXDATA:
+            status, _, _, _, _, tci, tpid = _TPACKET_AUXDATA.unpack_from(body)
+            if status & _VLAN_VALID:
+                tpid = tpid if status & _TPID_VALID else 0x8100
+                data = data[:12] + struct.pack("!HH", tpid, tci) + data[12:]
+    return Seen(at, data)
+
+
+# ── the world ────────────────────────────────────────────────────────────────────────
+
+
+class World:
+    """Host, switch and peer.  NICs of the host are eth1, eth2, ...; each has its own MAC."""
+
+    def __init__(self, nics: int = 2, *, mtu: int = 1500) -> None:
+        self.key = f"{os.getpid()}{secrets.token_hex(3)}"
+        self.nics = tuple(f"eth{number}" for number in range(1, nics + 1))
+        self.mtu = mtu
+        self.host, self.switch, self.peer = (Space(f"ubt{self.key}-{place}") for place in "hsp")
+        self._others: list[Space] = []
+
+    def __enter__(self) -> World:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self.close()
+
+    def _build(self) -> None:
+        for space in (self.host, self.switch, self.peer):
+            self._add(space)
+        self.switch.ip(
+            "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0", "mcast_snooping", "0"
+        )
+        self.switch.ip("link", "set", "br0", "mtu", str(self.mtu), "addrgenmode", "none", "up")
+        for number, nic in enumerate(self.nics, 1):
+            # Another index at the far end: with equal ones the kernel reports a lost carrier late.
+            self.cable(self.host, nic, 100 + number, self.switch, f"sw{number}")
+        self.cable(self.peer, "eth0", 300, self.switch, "swp")
+        for port in self.switch.links():
+            if port.startswith("sw"):
+                self.switch.ip("link", "set", port, "master", "br0", "addrgenmode", "none", "up")
+        for nic in self.nics:
+            self.host.ip("link", "set", nic, "up")
+        self._address_peer("eth0")
+        for nic in self.nics:
+            self.wait_forwarding(nic)
+        wait_until(lambda: _forwards(self.switch, "swp"), what="the peer's port forwards")
+
+    def _add(self, space: Space) -> None:
+        subprocess.run(["ip", "netns", "add", space.name], check=True, capture_output=True)
+        # IPv6 addresses work at once: nobody has to wait for duplicate address detection.
+        space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        space.ip("link", "set", "lo", "up")
+
+    def add_space(self, name: str) -> Space:
+        """One more namespace of this world."""
+        space = Space(f"ubt{self.key}-{name}")
+        self._add(space)
+        self._others.append(space)
+        return space
+
+    def cable(self, one: Space, nic: str, index: int, other: Space, far: str) -> None:
+        """A veth pair between two namespaces, both ends down."""
+        mtu = str(self.mtu)
+        subprocess.run(
+            ["ip", "link", "add", nic, "index", str(index), "mtu", mtu, "netns", one.name, "type", "veth",
+             "peer", "name", far, "mtu", mtu, "netns", other.name],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    def _address_peer(self, interface: str) -> None:
+        self.peer.ip("link", "set", interface, "up")
+        self.peer.ip("addr", "add", f"{PEER4}/24", "dev", interface)
+        self.peer.ip("addr", "add", f"{PEER6}/64", "dev", interface, "nodad")
+
+    def close(self) -> None:
+        """End what runs in the world and remove it."""
+        for space in (self.host, self.switch, self.peer, *self._others):
+            found = subprocess.run(["ip", "netns", "pids", space.name], capture_output=True, text=True)
+            for pid in found.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            if found.returncode == 0:
+                self._remove_runtime(space)
+                subprocess.run(["ip", "netns", "del", space.name], capture_output=True)
+
+    def _remove_runtime(self, space: Space) -> None:
+        """What a killed daemon has left in its runtime directory, which is this namespace's alone."""
+        with inside(space.name):
+            directory = paths.runtime_dir()
+        for path in sorted(directory.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+    # ── cables ───────────────────────────────────────────────────────────────────────
+
+    def far_end(self, nic: str) -> tuple[Space, str]:
+        """Where the cable of a NIC ends."""
+        return self.switch, f"sw{nic[3:]}"
+
+    def pull(self, nic: str) -> None:
+        """Pull the cable at its far end."""
+        space, port = self.far_end(nic)
+        space.ip("link", "set", port, "down")
+
+    def plug(self, nic: str) -> None:
+        """Plug it in; return when the NIC has carrier and the far end forwards."""
+        space, port = self.far_end(nic)
+        space.ip("link", "set", port, "up")
+        self.wait_forwarding(nic)
+
+    def wait_forwarding(self, nic: str) -> None:
+        wait_until(lambda: self.host.carrier(nic), what=f"carrier of {nic}")
+        space, port = self.far_end(nic)
+        wait_until(lambda: _forwards(space, port), what=f"the port of {nic} forwards")
+
+    # ── ubond ────────────────────────────────────────────────────────────────────────
+
+    def ubond(
+        self, *words: str, check: bool = True, space: Space | None = None, timeout: float = 40
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command in the host (or elsewhere); with `check` it must exit with 0."""
+        return (space or self.host).run(sys.executable, "-m", "ubond", *words, check=check, timeout=timeout)
+
+    def start_ubond(self, *words: str) -> subprocess.Popen[str]:
+        return self.host.start(sys.executable, "-m", "ubond", *words)
+
+    @contextlib.contextmanager
+    def bond(self, *words: str, name: str = "bond0", addresses: bool = True) -> Iterator[Bond]:
+        """A bond of all NICs (unless `words` begin with some) while the block runs; then it is taken down.
+
+        Cables that were pulled meanwhile are plugged in again.
+        """
+        slaves = () if words[:1] and words[0] in self.nics else self.nics
+        self.ubond("up", name, *slaves, *words, *(ADDRESSES if addresses else ()))
+        try:
+            yield Bond(self, name)
+        finally:
+            self.ubond("down", name, check=False)
+            for nic in self.nics:
+                if nic in self.host.links():
+                    self.plug(nic)
+            self.peer.ip("neigh", "flush", "all")
+
+    # ── what must be as it was ───────────────────────────────────────────────────────
+
+    def picture(self, space: Space | None = None) -> dict[str, Any]:
+        """All of a host that a bond may change and has to give back."""
+        space = space or self.host
+        names = space.links()
+        whole: dict[str, Any] = {"links": names, "rules": _nft(space)}
+        for name in names:
+            whole[name] = _nic_picture(space, name)
+        whole["routes"] = sorted(
+            _line(route) for family in "46"
+            for route in json.loads(space.ip(f"-{family}", "-j", "route", "show", "table", "all") or "[]")
+        )  # fmt: skip
+        with inside(space.name):
+            directory = paths.runtime_dir()
+        whole["files"] = sorted(str(path) for path in directory.rglob("*") if path.is_file() or path.is_socket())
+        whole["processes"] = _ubonds(space)
+        return whole
+
+
+class Crossed(World):
+    """The host cabled straight to the peer: eth1 to p1, eth2 to p2.  The peer's ends have no address."""
+
+    def _build(self) -> None:
+        for space in (self.host, self.switch, self.peer):
+            self._add(space)
+        for number, nic in enumerate(self.nics, 1):
+            self.cable(self.host, nic, 100 + number, self.peer, f"p{number}")
+            self.peer.ip("link", "set", f"p{number}", "addrgenmode", "none", "up")
+            self.host.ip("link", "set", nic, "up")
+        for nic in self.nics:
+            self.wait_forwarding(nic)
+
+    def far_end(self, nic: str) -> tuple[Space, str]:
+        return self.peer, f"p{nic[3:]}"
+
+
+def _forwards(space: Space, port: str) -> bool:
+    """Whether a bridge's port forwards; what is no port of a bridge does if it is up."""
+    link = space.link(port)
+    if "info_slave_data" in link.get("linkinfo", {}):
+        return bool(link["linkinfo"]["info_slave_data"].get("state") == "forwarding")
+    return space.carrier(port)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _nft(space: Space) -> str:
+    return space.run("nft", "list", "ruleset", check=False).stdout
+
+
+def _nic_picture(space: Space, name: str) -> dict[str, Any]:
+    link = space.link(name)
+    for changing in ("stats64", "stats"):
+        link.pop(changing, None)
+    addresses = json.loads(space.ip("-j", "addr", "show", "dev", name))[0]["addr_info"]
+    return {
+        "link": link,
+        "addresses": sorted(_line({k: v for k, v in each.items() if "life_time" not in k}) for each in addresses),
+        "features": space.run("ethtool", "-k", name).stdout,
+        "qdiscs": space.run("tc", "qdisc", "show", "dev", name).stdout,
+        "filters": [
+            space.run("tc", "filter", "show", "dev", name, way, check=False).stdout for way in ("ingress", "egress")
+        ],
+        "memberships": space.ip("maddr", "show", "dev", name),
+    }
+
+
+def _ubonds(space: Space) -> list[int]:
+    """Processes of ubond in a namespace."""
+    pids = subprocess.run(["ip", "netns", "pids", space.name], capture_output=True, text=True).stdout.split()
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if b"ubond" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
+
+
+class Bond:
+    """A running bond and what a test asks it."""
+
+    def __init__(self, world: World, name: str, space: Space | None = None) -> None:
+        self.world, self.name, self.space = world, name, space or world.host
+
+    def links(self) -> list[dict[str, Any]]:
+        """`ubond status --json`, asked over the control socket without starting a process."""
+        return list(self.ask("status", format="json")["links"])
+
+    def ask(self, request: str, **fields: Any) -> dict[str, Any]:
+        with inside(self.space.name):
+            path = paths.socket_path(self.name)
+        with Client(str(path), timeout=10) as client:
+            return client.request(request, **fields)
+
+    @property
+    def pid(self) -> int:
+        return int(self.ask("ping")["pid"])
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """`linkinfo.info_data` of the bond."""
+        info: dict[str, Any] = self.links()[0]["linkinfo"]["info_data"]
+        return info
+
+    @property
+    def ours(self) -> dict[str, Any]:
+        """What is under the key `ubond` of the bond."""
+        ours: dict[str, Any] = self.links()[0]["ubond"]
+        return ours
+
+    def option(self, name: str) -> str:
+        return str(self.ours["options"][name])
+
+    @property
+    def active(self) -> str | None:
+        return self.info.get("active_slave")
+
+    def slave(self, name: str) -> dict[str, Any]:
+        return next(link for link in self.links() if link["ifname"] == name)
+
+    @property
+    def slaves(self) -> list[str]:
+        return [link["ifname"] for link in self.links()[1:]]
+
+    def link_state(self, name: str) -> str:
+        """`UP`, `GOING_DOWN`, `DOWN`, `GOING_BACK`."""
+        return str(self.slave(name)["linkinfo"]["info_slave_data"]["mii_status"])
+
+    def counters(self, name: str) -> dict[str, int]:
+        counters: dict[str, int] = self.slave(name)["ubond"]["counters"]
+        return counters
+
+    def set(self, *assignments: str) -> None:
+        self.world.ubond("set", self.name, *assignments, space=self.space)
+
+    def wait_active(self, name: str | None, seconds: float = 8.0) -> None:
+        wait_until(lambda: self.active == name, seconds, f"{name} is the active slave")
+
+    def wait_link(self, name: str, state: str, seconds: float = 8.0) -> None:
+        wait_until(lambda: self.link_state(name) == state, seconds, f"{name} is {state}")
+
+    @property
+    def mac(self) -> MacAddr:
+        return MacAddr.parse(self.space.mac(self.name))
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Where two pictures differ, one line each."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found: list[str] = []
+        for key in sorted({*before, *after}):
+            found += differences(before.get(key), after.get(key), f"{path}/{key}")
+        return found
+    return [] if before == after else [f"{path}: {before!r} -> {after!r}"]
+
+
+def assert_as_before(before: dict[str, Any], after: Callable[[], dict[str, Any]], *, patience: float = 3.0) -> None:
+    """Fail unless the picture becomes what it was; a carrier may need a moment to show."""
+    end = time.monotonic() + patience
+    while found := differences(before, after()):
+        if time.monotonic() > end:
+            raise WorldError("not as before:\n" + "\n".join(found))
+        time.sleep(0.1)
+
+
+# ── load ─────────────────────────────────────────────────────────────────────────────
+
+
+def blast() -> str:
+    """The load generator, built."""
+    import fcntl
+
+    # Test processes side by side must not build into one another's file.
+    with open(ROOT / "bench" / "Makefile") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "-s", "-C", str(ROOT / "bench")], check=True, capture_output=True)
+    return str(ROOT / "bench" / "bin" / "blast")
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 30) -> dict[str, Any]:
+    """The report of a `blast` that has ended or ends soon."""
+    out, err = process.communicate(timeout=seconds)
+    if process.returncode:
+        raise WorldError(f"blast: exit {process.returncode}: {err}")
+    report: dict[str, Any] = json.loads(out)
+    return report
