@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from ubond import __version__, paths
 from ubond.bond.core import Bond
-from ubond.bond.events import BondMacChanged, BondOpened
+from ubond.bond.events import BondOpened
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
 from ubond.control import Assignment, Server
@@ -49,6 +49,7 @@ class Desk:
     def __init__(self, service: Service, spec: BondSpec) -> None:
         self.service, self.spec = service, spec
         self.ended = asyncio.Event()
+        self.notes: list[str] = []
         self._proc = ""
         self._server = Server(spec.name, __version__, self)
 
@@ -145,25 +146,33 @@ async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
             log.info("%s: gave back %d interfaces that a dead daemon held", spec.name, left)
         _refuse_taken_name(netlink, spec.name)
 
-        tap = Tap(spec.name, _queues(spec))
+        tap = Tap(spec.name)
         stack.callback(tap.close)
         tap.set_carrier(False)
         probe = open_probe()
         stack.callback(probe.close)
-        datapath = Datapath(list(zip(tap.descriptors, range(len(tap.descriptors)), strict=True)), probe.fileno())
+        datapath = Datapath([(tap.descriptors[0], 0)], probe.fileno())
         doors = Doors(tap, netlink, journal, datapath, bypass=spec.bypass)
         stack.callback(doors.close_ports)
         stack.callback(datapath.stop)
 
+        if spec.mac is not None:
+            await netlink.set_mac(spec.name, spec.mac)
         device = await netlink.facts(spec.name)
-        bond = Bond(spec.name, mac=device.mac, mtu=device.mtu, strict=spec.strict, random_mac=random_mac,
-                    tx_queues=len(tap.descriptors))
+        bond = Bond(
+            spec.name,
+            mac=device.mac,
+            mac_set=spec.mac is not None,
+            mtu=device.mtu,
+            strict=spec.strict,
+            random_mac=random_mac,
+        )
         service = Service(bond, doors, device.index)
         stack.push_async_callback(service.shut)
         datapath.start()
-        await _build(service, spec)
-
         desk = Desk(service, spec)
+        with service.notes() as desk.notes:
+            await _build(service, spec)
         await desk.open()
         stack.push_async_callback(desk.close)
         yield desk
@@ -179,20 +188,11 @@ def _refuse_taken_name(netlink: Netlink, name: str) -> None:
             )
 
 
-def _queues(spec: BondSpec) -> int:
-    """TAP queues: one for each worker, and up to the highest queue_id."""
-    ids = [find("queue_id").parse(slave.options["queue_id"]) for slave in spec.slaves if "queue_id" in slave.options]
-    return max([spec.workers, *(number + 1 for number in ids)])
-
-
 async def _build(service: Service, spec: BondSpec) -> None:
     """Options, device, slaves, addresses, in the order in which one makes the next possible."""
     doors, name = service.doors, spec.name
     for option in apply_order(name for name in spec.options if find(name).name not in _AFTER_SLAVES):
         await service.write(option, spec.options[option])
-    if spec.mac is not None:
-        await doors.netlink.set_mac(name, spec.mac)
-        await service.feed(BondMacChanged(spec.mac))
     if spec.mtu is not None:
         await doors.netlink.set_mtu(name, spec.mtu)
         await service.set_mtu(spec.mtu)

@@ -162,7 +162,9 @@ def _start(spec: Any, foreground: bool) -> int:
     _check_permission()
     for line in cli_up.remarks(spec):
         print(line, flush=True)
-    return daemon.start(spec, foreground=foreground)
+    for line in daemon.start(spec, foreground=foreground):
+        print(line, file=sys.stderr)
+    return 0
 
 
 def _check_permission() -> None:

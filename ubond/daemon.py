@@ -36,8 +36,8 @@ log = logging.getLogger("ubond")
 # ── the front of it: what the command line calls ─────────────────────────────────────
 
 
-def start(spec: BondSpec, *, foreground: bool = False) -> int:
-    """Bring a bond up; return 0, or in the foreground when it has been taken down.
+def start(spec: BondSpec, *, foreground: bool = False) -> list[str]:
+    """Bring a bond up; return what is worth a remark, in the foreground when it has been taken down.
 
     Raises Refused, DoorError or JournalError when it cannot be, and nothing is left behind.
     """
@@ -45,8 +45,8 @@ def start(spec: BondSpec, *, foreground: bool = False) -> int:
         raise Refused(errno.EEXIST, [f"{spec.name} is already running; take it down with: ubond down {spec.name}"])
     if foreground:
         _log_to_stderr()
-        _run(spec, _tell_service_manager)
-        return 0
+        _run(spec, lambda notes: _tell_service_manager())
+        return []
     return _start_in_background(spec)
 
 
@@ -73,7 +73,7 @@ def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 # ── into the background and back with the outcome ────────────────────────────────────
 
 
-def _start_in_background(spec: BondSpec) -> int:
+def _start_in_background(spec: BondSpec) -> list[str]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
@@ -90,8 +90,9 @@ def _start_in_background(spec: BondSpec) -> int:
     if not answer:
         _, status = os.waitpid(child, 0)
         raise DoorError("daemon", errno.ECHILD, spec.name, f"the daemon died while starting (status {status})")
-    _raise_outcome(json.loads(answer))
-    return 0
+    outcome = json.loads(answer)
+    _raise_outcome(outcome)
+    return list(outcome["notes"])
 
 
 def _detach() -> None:
@@ -117,7 +118,7 @@ def _be_the_daemon(spec: BondSpec, writer: int) -> int:
 
     _log_to_system()
     try:
-        _run(spec, lambda: tell({"ok": True}))
+        _run(spec, lambda notes: tell({"notes": notes}))
     except BaseException as error:
         if told:
             log.critical("%s: stopped by an error", spec.name, exc_info=error)
@@ -184,13 +185,13 @@ def _locked(bond: str) -> Iterator[None]:
         paths.remove_empty_dirs()
 
 
-def _run(spec: BondSpec, ready: Callable[[], None]) -> None:
+def _run(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
     paths.make_runtime_dir()
     with _locked(spec.name):
         _with_loop(lambda: _serve(spec, ready))
 
 
-async def _serve(spec: BondSpec, ready: Callable[[], None]) -> None:
+async def _serve(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     from ubond.assembly import assemble
 
@@ -199,7 +200,7 @@ async def _serve(spec: BondSpec, ready: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, asked_to_end.set)
     async with assemble(spec) as desk:
-        ready()
+        ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

@@ -33,11 +33,13 @@ from ubond.bond.events import (
     SlaveFacts,
     TakeAddresses,
 )
+from ubond.bond.table import TxTable
 from ubond.datapath import Datapath
 from ubond.gates import GATE_MARK
 from ubond.journal import Journal
 from ubond.netlink import Netlink
 from ubond.ports import Port, Tap, offloads, open_port
+from ubond.steering import steer_to_first
 from ubond.wire import MacAddr, rarp_announcement
 
 #: Actions that wait for nothing: they may be performed in the turn of the event that caused them.
@@ -111,6 +113,7 @@ class Doors(SlaveDoors):
         """Perform one of the INSTANT actions."""
         match action:
             case PublishTable(table):
+                self._follow_queues(table)
                 self.datapath.publish(table)
             case SetBondCarrier(carrier):
                 self.tap.set_carrier(carrier)
@@ -138,6 +141,16 @@ class Doors(SlaveDoors):
                 await self._close_port(slave)
             case _:
                 await super().perform(action)
+
+    def _follow_queues(self, table: TxTable) -> None:
+        """Have a queue for every queue_id, and frames that nobody chose one for in the first."""
+        wanted = max((slave.queue_id for slave in table.slaves), default=0) + 1
+        have = len(self.tap.descriptors)
+        if wanted <= have:
+            return
+        steer_to_first(self.tap.descriptors[0], self.tap.name)
+        for queue in range(have, wanted):
+            self.datapath.add_queue(self.tap.add_queue(), queue)
 
     # ── sockets ──
 

@@ -43,12 +43,10 @@ RECEIVE_BUFFER, SEND_BUFFER = 16 << 20, 4 << 20
 class Tap:
     """The bond's device.  Not persistent: it goes when the last of its queues is closed."""
 
-    def __init__(self, name: str, queues: int = 1) -> None:
+    def __init__(self, name: str) -> None:
         """Make the device.  DoorError: EEXIST when the name is taken, EPERM without rights."""
         self.name = name
         self._queues = [self._open(_IFF_TUN_EXCL)]
-        for _ in range(1, queues):
-            self.add_queue()
         self._ioctl_name(_SIOCSIFTXQLEN, "SIOCSIFTXQLEN", struct.pack("i", TX_QUEUE))
 
     def _open(self, extra: int = 0) -> pytun.TunTapDevice:

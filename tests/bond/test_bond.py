@@ -371,6 +371,19 @@ def test_a_slave_that_refuses_the_bonds_new_mac_rolls_all_back() -> None:
     assert rig.world.table.address == bytes(mac(1))
 
 
+def test_slaves_get_room_for_two_tags_where_their_driver_allows() -> None:
+    rig = Rig(nic("a", 1, max_mtu=9216), nic("b", 2, max_mtu=1500), nic("c", 3))
+    for name in "abc":
+        rig.enslave(name)
+    assert {name: rig.world.nics[name].facts.mtu for name in "abc"} == {"a": 1508, "b": 1500, "c": 1500}
+    warned = [action.slave for action in rig.world.done if isinstance(action, ev.Log) and "no MTU above" in action.text]
+    assert warned == ["b"]
+    for mtu in (9208, 9210):
+        rig.world.bond_mtu = mtu
+        rig.do(ev.BondMtuChanged(mtu))
+        assert rig.world.nics["a"].facts.mtu == (9216 if mtu == 9208 else 9210)
+
+
 def test_the_bonds_mtu_is_followed_or_rolled_back() -> None:
     rig = opened("a", "b", "c")
     rig.world.bond_mtu = 9000

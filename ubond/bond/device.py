@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ubond.bond import modes
+from ubond.bond import enslave, modes
 from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
 from ubond.bond.options import FailOverMac
 from ubond.bond.slave import Slave
@@ -51,7 +51,7 @@ def follow_mtu(state: State, mtu: int, out: Transaction) -> None:
     slaves_before = {slave: (slave.mtu, slave.held) for slave in state.slaves}
     before, state.mtu = state.mtu, mtu
     for slave in state.slaves:
-        _set_mtu(slave, mtu, out)
+        _set_mtu(slave, enslave.slave_mtu(mtu, slave.max_mtu, strict=state.strict), out)
 
     def recover(failed: ActionFailed, out: Transaction) -> None:
         out.log(Level.ERROR, f"The MTU of the bond stays {before}: {failed.error}")
@@ -59,7 +59,7 @@ def follow_mtu(state: State, mtu: int, out: Transaction) -> None:
         for slave, (old, held) in slaves_before.items():
             if slave.name in done:
                 _set_mtu(slave, old, out)
-            elif slave.mtu == mtu:
+            else:
                 slave.mtu, slave.held = old, held
         state.mtu = before
         out.steps.append(SetBondMtu(before))

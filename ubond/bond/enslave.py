@@ -39,6 +39,8 @@ from ubond.wire import MacAddr, WireError
 ARPHRD_ETHER = 1
 #: What a slave's NIC must and must not do by itself: (feature, on).
 FEATURES = (("rx-gro", True), ("rx-vlan-filter", False))
+#: Packet sockets give room for one 802.1Q tag; two tags of any kind need this much more MTU.
+TAG_ROOM = 8
 #: IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself.
 ADDR_GEN_NONE = 1
 
@@ -124,6 +126,11 @@ def check(facts: SlaveFacts, bond: str, *, is_slave: bool, take_addresses: bool,
 
 
 # ── taking it ────────────────────────────────────────────────────────────────────────
+
+
+def slave_mtu(bond_mtu: int, max_mtu: int, *, strict: bool) -> int:
+    """The MTU of a slave: the bond's, and room for two VLAN tags where the driver of its NIC allows."""
+    return bond_mtu + TAG_ROOM if max_mtu >= bond_mtu + TAG_ROOM and not strict else bond_mtu
 
 
 def plan(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ubond.bond.table import TxTable
 from ubond.wire import MacAddr
 
+
 class DoorError(Exception):
     """The kernel refused a call made at a door.
 

@@ -56,9 +56,15 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         state.take_bond_mac(facts.mac)
         state.mac_kind = MacKind.STOLEN
     set_mac = mac_for(state, facts, others)
-    held = enslave.plan(
-        facts, state.name, mtu=state.mtu, set_mac=set_mac, take_addresses=event.take_addresses
-    )
+    mtu = enslave.slave_mtu(state.mtu, facts.max_mtu, strict=state.strict)
+    if mtu == state.mtu and facts.max_mtu and not state.strict:
+        out.log(
+            Level.WARNING,
+            f"its driver takes no MTU above {facts.max_mtu}: frames of full size with two VLAN tags"
+            " or an 802.1ad tag will be dropped (tx_too_long_tagged)",
+            facts.name,
+        )
+    held = enslave.plan(facts, state.name, mtu=mtu, set_mac=set_mac, take_addresses=event.take_addresses)
     steps = enslave.steps(held, facts, set_mac)
     if gives_mac:
         # After the journal is written and before the slave is touched.
@@ -107,6 +113,7 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
         index=facts.index,
         mac=facts.mac,
         mtu=facts.mtu,
+        max_mtu=facts.max_mtu,
         held=held,
         link=first_link(state, facts.carrier),
         carrier=facts.carrier,

@@ -85,6 +85,7 @@ class Slave:
     index: int
     mac: MacAddr
     mtu: int
+    max_mtu: int
     held: Held
     link: Link
     carrier: bool
