@@ -518,6 +518,7 @@ def address_state(host: Namespace) -> str:
     """Addresses and routes of eth1 and bond0; link-local ones left out, they come by themselves."""
     text = "".join(host.run("ip", "addr", "show", "dev", name, "scope", "global") for name in ("eth1", "bond0"))
     text += "".join(host.run("ip", family, "route", "show", "table", "all") for family in ("-4", "-6"))
+    text = "".join(line for line in text.splitlines(keepends=True) if not re.search(r" fe80::|^fe80::| ff00::", line))
     return re.sub(r"(valid_lft|preferred_lft) \d+sec", r"\1 N", text)
 
 
