@@ -176,6 +176,14 @@ class Doors(SlaveDoors):
         self._facts.pop(slave, None)
         await self._follow_offloads()
 
+    async def look_at_features(self, slave: str) -> None:
+        """Read a slave's features again and, if they have changed, offer what all slaves can send now."""
+        facts = await self.netlink.facts(slave)
+        known = self._facts.get(slave)
+        if known is not None and _sendable(facts) != _sendable(known):
+            self._facts[slave] = facts
+            await self._follow_offloads()
+
     async def _follow_offloads(self) -> None:
         """Offer the host's stack what all slaves can send, no more."""
         slaves = list(self._facts.values())
@@ -220,3 +228,8 @@ class Doors(SlaveDoors):
         for port in self.ports.values():
             port.close()
         self.ports.clear()
+
+
+def _sendable(facts: SlaveFacts) -> tuple[dict[str, bool], int, int]:
+    """All of an interface that decides what it can be given to send."""
+    return facts.features, facts.gso_max_size, facts.gso_max_segs

@@ -54,6 +54,13 @@ class LinkChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkTouched:
+    """The kernel spoke of a link of which nothing that `Link` shows has changed: its features, say."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
 class LinkRenamed:
     """Followed by the LinkChanged of the same message."""
 
@@ -79,7 +86,7 @@ class AddressesChanged:
     index: int
 
 
-Change = LinkChanged | LinkRenamed | LinkGone | AddressesChanged
+Change = LinkChanged | LinkTouched | LinkRenamed | LinkGone | AddressesChanged
 Listener = Callable[[Change], None]
 
 
@@ -348,6 +355,7 @@ class Netlink:
     def _learn(self, link: Link) -> None:
         before = self._links.get(link.index)
         if link == before:
+            self._tell(LinkTouched(link))
             return
         self._links[link.index] = link
         if before is not None and before.name != link.name:

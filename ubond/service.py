@@ -48,7 +48,7 @@ from ubond.bond.snapshot import BondSnapshot
 from ubond.datapath import CarrierRead, DeadLink, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
-from ubond.netlink import AddressesChanged, Change, Link, LinkChanged, LinkGone, LinkRenamed
+from ubond.netlink import AddressesChanged, Change, Link, LinkChanged, LinkGone, LinkRenamed, LinkTouched
 
 MS = 1_000_000
 KEEP_LINES = 1000
@@ -206,8 +206,20 @@ class Service:
                     self.doors.datapath.look(link.name)
                 elif before is None or link != before:
                     self._uppers_soon()
+            case LinkTouched(link):
+                if self._indices.get(link.name) == link.index:
+                    self._loop.create_task(self._follow_features(link.name))
             case AddressesChanged():
                 self._uppers_soon()
+
+    async def _follow_features(self, slave: str) -> None:
+        """Somebody may have switched an offload of a slave: offer what can still be sent."""
+        await self._queue.join()
+        try:
+            await self.doors.look_at_features(slave)
+        except DoorError as error:
+            if self._has(slave):
+                self._tell(Log(Level.WARNING, f"offloads could not be followed: {error}", slave))
 
     def _bond_changed(self, link: Link) -> None:
         seen = self.bond.snapshot()
