@@ -628,16 +628,29 @@ cdef void tap_error(fp_worker* w, int tap) noexcept nogil:
 
 # ── the watch ────────────────────────────────────────────────────────────────────────
 
+cdef int read_link(fp_shared* s, fp_port* p) noexcept nogil:
+    """Whether a slave has a link: by ethtool, by its PHY, at last by the running flag.
+
+    bonding.rst, use_carrier: 0 asks the PHY first.  An interface that has neither is
+    believed its flags, one that is gone has no link.
+    """
+    cdef int link = fp_mii_link(s.probe, p.name) if load_int(&s.by_mii) else -1
+    if link < 0:
+        link = fp_carrier(s.probe, p.name)
+    if link < 0:
+        link = fp_mii_link(s.probe, p.name)
+    if link < 0:
+        link = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
+    return link
+
+
 cdef void look(fp_shared* s, fp_worker* w, uint32_t port) noexcept nogil:
     """Read one slave's carrier; answer the worker's question, tell control of a change."""
     cdef fp_port* p = &s.port[port]
     cdef uint32_t question = load_u32(&p.question)
     cdef int carrier
     store_int(&p.poked, 0)
-    carrier = fp_carrier(s.probe, p.name)
-    if carrier == -EOPNOTSUPP:
-        carrier = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
-    carrier = carrier > 0
+    carrier = read_link(s, p)
     if question != load_u32(&p.answered):
         store_int(&p.answer, carrier)
         store_u32(&p.answered, question)
@@ -919,8 +932,9 @@ cdef class Engine:
         """Of the newest published table."""
         return self.shared.table.generation
 
-    def set_interval(self, int64_t ns):
-        """How often the watch polls; 0: never."""
+    def set_interval(self, int64_t ns, bint by_mii):
+        """How often the watch polls, 0: never; whether by PHY registers first."""
+        store_int(&self.shared.by_mii, by_mii)
         store_i64(&self.shared.interval, ns)
         fp_kick(self.shared.watch_kick)
 

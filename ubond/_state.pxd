@@ -134,6 +134,7 @@ cdef struct fp_shared:              # one per bond
     fp_board board
     int watch_kick                  # eventfd: a question, or a new interval
     int64_t interval                # ns between polls, 0: none
+    int by_mii                      # use_carrier 0: PHY registers before the carrier flag
     int stopping
     int probe                       # datagram socket for the two ioctls about links
     fp_port port[MAX_SLAVES]

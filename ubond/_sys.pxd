@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #include <net/if.h>
     #include <linux/ethtool.h>
     #include <linux/if_packet.h>
+    #include <linux/mii.h>
     #include <linux/sockios.h>
     #include <linux/virtio_net.h>
 
@@ -61,6 +62,20 @@ cdef extern from * nogil:
         if (ioctl(sock, SIOCETHTOOL, &request) < 0)
             return -errno;
         return value.data != 0;
+    }
+
+    /* Link by the PHY's status register: 1 there, 0 not, or -errno.  IEEE 802.3, 22.2.4.2. */
+    static inline int fp_mii_link(int sock, const char *name) {
+        struct ifreq request;
+        struct mii_ioctl_data *mii = (struct mii_ioctl_data *)&request.ifr_data;
+        memset(&request, 0, sizeof request);
+        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+        if (ioctl(sock, SIOCGMIIPHY, &request) < 0)
+            return -errno;
+        mii->reg_num = MII_BMSR;
+        if (ioctl(sock, SIOCGMIIREG, &request) < 0)
+            return -errno;
+        return (mii->val_out & BMSR_LSTATUS) != 0;
     }
 
     /* IFF_UP | IFF_RUNNING as they stand, or -errno.  Takes no lock; RUNNING may lag. */
@@ -104,6 +119,7 @@ cdef extern from * nogil:
     void fp_kick(int fd)
     void fp_drain(int fd)
     int fp_carrier(int sock, const char* name)
+    int fp_mii_link(int sock, const char* name)
     int fp_flags(int sock, const char* name)
     int fp_take_socket_error(int sock)
     int load_int "fp_load"(int* p)
@@ -166,4 +182,3 @@ cdef extern from * nogil:
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
 
     const int EAGAIN, EINTR, EMSGSIZE, EINVAL, ENETDOWN, ENXIO, ENODEV, ENOENT, ENOBUFS, EBADFD, EBADF, EIO
-    const int EOPNOTSUPP

@@ -128,9 +128,9 @@ class Datapath:
         if self._last is not None:
             self.publish(self._last)
 
-    def set_interval(self, ns: int) -> None:
-        """How often carriers are polled; 0: never."""
-        self._engine.set_interval(ns)
+    def set_interval(self, ns: int, by_mii: bool = False) -> None:
+        """How often links are polled, 0: never; `by_mii`: PHY registers before the carrier flag."""
+        self._engine.set_interval(ns, by_mii)
 
     def read_again(self, slave: str) -> None:
         """Have the watch tell this slave's carrier anew, whatever it told before."""

@@ -132,7 +132,8 @@ class Service:
             self._timer = self._loop.call_later(delay, self._wake)
 
     def _follow_miimon(self) -> None:
-        self.doors.datapath.set_interval(int(self.bond.snapshot().options["miimon"]) * MS)
+        options = self.bond.snapshot().options
+        self.doors.datapath.set_interval(int(options["miimon"]) * MS, by_mii=not options["use_carrier"])
 
     def _wake(self) -> None:
         # The loop's clock is coarser than ours: never be early, the grid would be missed.

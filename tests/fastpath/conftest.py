@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -44,6 +45,7 @@ class Bed:
         for _, theirs in pairs[queues::2]:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ring)
         self._pairs = pairs
+        self._running = False
         self.taps = [ours for ours, _ in pairs[:queues]]
         self.tap = self.taps[0]
         self.wires = [ours for ours, _ in pairs[queues::2]]
@@ -63,9 +65,13 @@ class Bed:
         able: str = "",
         receives: str | None = None,
         queue_ids: dict[int, int] | None = None,
+        wait: bool = True,
         **fields: object,
     ) -> TxTable:
-        """`able`, `receives`: a digit per slave that can, default all and the active one."""
+        """`able`, `receives`: a digit per slave that can, default all and the active one.
+
+        `wait`: return when the worker follows this table.
+        """
         n = len(self.wires)
         able = able or "".join(map(str, range(n)))
         receives = (str(active) if spread is Spread.SINGLE else able) if receives is None else receives
@@ -76,7 +82,15 @@ class Bed:
         settings = {"succession": succession, "address": BOND, **fields}
         table = TxTable(spread, slaves, active, **settings)  # type: ignore[arg-type]
         self.datapath.publish(table)
+        end = time.monotonic() + 10
+        while wait and self._running and not self.datapath._engine.passed(self.datapath.generation):
+            assert time.monotonic() < end, "the worker does not follow"
+            time.sleep(0.0002)
         return table
+
+    def start(self) -> None:
+        self.datapath.start()
+        self._running = True
 
     def send(self, packet: bytes, queue: int = 0) -> None:
         self.taps[queue].send(VNET + packet)
@@ -98,7 +112,7 @@ def bed() -> Iterator[Callable[..., Bed]]:
         one = Bed(slaves, queues, ring)
         made.append(one)
         one.publish(divert=divert)
-        one.datapath.start()
+        one.start()
         return one
 
     yield make

@@ -19,7 +19,8 @@ def ip(version, protocol, body, number=7):
         head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), number, 0x4000, 64, protocol, 0,
                            b"\x0a\x00\x00\x01", b"\x0a\x00\x00\x02")  # fmt: skip
         return head[:10] + struct.pack("!H", wire.checksum(head)) + head[12:] + body
-    return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + b"\xfd" + bytes(14) + b"\1\xfd" + bytes(14) + b"\2" + body
+    addresses = b"\xfd" + bytes(14) + b"\1\xfd" + bytes(14) + b"\2"
+    return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + addresses + body
 
 
 def pseudo(packet, protocol, length):
@@ -37,7 +38,8 @@ def sound(packet, protocol, l4):
 
 
 def tcp(payload, flags=0x18, options=b""):
-    return struct.pack("!HHIIBBHHH", 1000, 2000, 0xFFFFFF00, 5, (5 + len(options) // 4) << 4, flags, 512, 0, 0) + options + payload
+    head = struct.pack("!HHIIBBHHH", 1000, 2000, 0xFFFFFF00, 5, (5 + len(options) // 4) << 4, flags, 512, 0, 0)
+    return head + options + payload
 
 
 def udp(payload, dst=2000, checksum=0):
