@@ -169,12 +169,6 @@ def test_damaged_super_frames_never_break_the_worker(bed_once, data):
 
 
 @pytest.fixture
-def bed_once(request):
+def bed_once(bed):
     """One bed for all examples of a test."""
-    from conftest import Bed
-
-    one = Bed(1)
-    one.publish()
-    one.datapath.start()
-    request.addfinalizer(one.close)
-    return one
+    return bed(1)
