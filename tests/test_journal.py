@@ -58,6 +58,14 @@ def test_remembering_again_replaces_the_record(journal: Journal) -> None:
     assert again(journal).load() == (changed,)
 
 
+def test_what_was_moved_comes_along_when_a_slave_is_renamed(journal: Journal) -> None:
+    journal.remember(ETH1)
+    journal.remember_addresses("eth1", MOVED)
+    journal.remember(replace(ETH1, slave="wan0"))
+    journal.forget("eth1")
+    assert again(journal).addresses("wan0") == MOVED
+
+
 def test_what_a_predecessor_wrote_is_kept_by_its_successor(journal: Journal) -> None:
     journal.remember(ETH1)
     again(journal).remember(ETH2)

@@ -133,6 +133,8 @@ def _outcome(error: BaseException) -> dict[str, object]:
             return {"refused": {"errno": error.errno, "lines": error.lines, "extack": error.extack}}
         case DoorError():
             return {"door": [error.call, error.errno, error.interface, error.detail]}
+        case OSError():
+            return {"door": ["start", error.errno or 0, "", error.strerror or str(error)]}
         case _:
             return {"door": ["start", 0, "", f"{type(error).__name__}: {error}"]}
 

@@ -71,6 +71,9 @@ class Journal:
     def remember(self, held: Held) -> None:
         """Write down what this slave must get back; return when it is on the disk."""
         self._ensure_loaded()
+        for name, one in self._held.items():
+            if one.index == held.index and name in self._moved and name != held.slave:
+                self._moved[held.slave] = self._moved[name]  # renamed: its addresses come along
         self._held[held.slave] = held
         self._write()
 
