@@ -150,7 +150,6 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: set[_Listener] = set()
         self._closing = False
-        self._owner, self._group = os.geteuid(), os.getegid()
 
     async def start(self, path: Path) -> None:
         """Listen at `path`; what a dead daemon left there is replaced.  Raises DoorError.
@@ -162,7 +161,6 @@ class Server:
             path.unlink(missing_ok=True)
             sock.bind(str(path))
             path.chmod(0o660)
-            self._group = path.stat().st_gid
         except OSError as error:
             sock.close()
             why = error.strerror or str(error)  # a path that is too long has no errno
@@ -218,7 +216,7 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request after the other, until the client ends, misbehaves or says `down`."""
-        rights = rights_of(writer.get_extra_info("socket"), self._owner, self._group)
+        rights = rights_of(writer.get_extra_info("socket"), os.geteuid(), self._group())
         while not self._closing:
             try:
                 line = await _receive(reader)
@@ -234,10 +232,20 @@ class Server:
             if request.name in ("monitor", "down"):
                 return
 
+    def _group(self) -> int:
+        """The group that may read: whatever the administrator has made the socket's file belong to."""
+        assert self._path is not None
+        try:
+            return self._path.stat().st_gid
+        except OSError:
+            return os.getegid()  # somebody has removed the file; who is connected may still ask
+
     async def _answer(self, request: Request, rights: Rights) -> bytes:
         if not (rights.may_change if request.name in CHANGES else rights.may_read):
-            who = "" if rights.may_read else " and the socket's group"
-            message = f"{request.name} is for root and the owner of the bond{who} only"
+            who = "root and the owner of the bond"
+            if request.name not in CHANGES:
+                who = "root, the owner of the bond and the socket's group"
+            message = f"{request.name} is for {who} only"
             return _error(NOT_PERMITTED, E.EPERM, message)
         try:
             return await self._perform(request)
