@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import secrets
@@ -197,6 +198,10 @@ class Sniffer:
                 data, extra, _, _ = self._sock.recvmsg(1 << 17, 256)
             except BlockingIOError:
                 return found
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # said once when the interface goes down
+                    raise
+                continue
             found.append(_seen(data, extra))
 
     def collect(self, wanted: Callable[[Seen], Any], count: int = 1, seconds: float = 8.0) -> list[Seen]:
