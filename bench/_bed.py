@@ -45,9 +45,7 @@ class Load:
     """A running `blast`; `report()` ends it and returns what it says."""
 
     def __init__(self, lab: Lab, place: str, mode: str, **options: object) -> None:
-        flags = [
-            str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)
-        ]
+        flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         self._process = lab.start(place, str(BIN / "blast"), mode, *flags)
         self._mode, self._rate = mode, float(str(options.get("rate", 0)))
 
@@ -152,9 +150,7 @@ class Bed:
         link = json.loads(self.lab.ip("host", "-s", "-j", "link", "show", "dev", nic))[0]["stats64"]
         return int(link["tx"]["packets"]) + int(link["rx"]["packets"])
 
-    def pulls(
-        self, times: int, *, hold: float = 0.1, patience: float = 5.0
-    ) -> Iterator[tuple[int, float, float]]:
+    def pulls(self, times: int, *, hold: float = 0.1, patience: float = 5.0) -> Iterator[tuple[int, float, float]]:
         """Pull the active slave's cable `times` times; yield number, instant before and after each pull.
 
         Between two pulls the bond has made the failover official, the cable has been plugged

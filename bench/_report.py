@@ -43,9 +43,7 @@ def emit(bench: str, unit: str, values: Sequence[float], **more: Any) -> None:
     print(json.dumps({"bench": bench, "unit": unit, **spread(values), **more, "host": host()}), flush=True)
 
 
-def emit_ratio(
-    bench: str, unit: str, values: Sequence[float], against: Sequence[float], **more: Any
-) -> float:
+def emit_ratio(bench: str, unit: str, values: Sequence[float], against: Sequence[float], **more: Any) -> float:
     """Print a result beside its baseline from the same run; return the ratio of the medians.
 
     `round_ratios` shows how far single rounds stray: contenders took turns, so the two

@@ -15,9 +15,7 @@ BENCHES = ("failover_out", "failover_in", "failover_flows", "tcp", "pps", "rtt",
 
 
 def row(result: dict[str, object]) -> str:
-    figure = (
-        f"{result['ratio']} of the baseline" if "ratio" in result else f"{result['median']} {result['unit']}"
-    )
+    figure = f"{result['ratio']} of the baseline" if "ratio" in result else f"{result['median']} {result['unit']}"
     aims = {"at_least": "at least", "at_most": "at most", "aim_ms": "under"}
     aim = next((f"{word} {result[key]}" for key, word in aims.items() if key in result), "")
     return f"{'ok  ' if result['ok'] else 'MISS'}  {result['bench']:44} {figure:28} {aim}"

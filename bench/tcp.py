@@ -26,9 +26,7 @@ def iperf3(bed: Bed, sender: str, receiver: str, to: str, port: int) -> float:
     server = bed.lab.start(receiver, "iperf3", "-s", "-1", "-p", str(port))
     try:
         bed.wait_listening((receiver, port))
-        done = bed.lab.exec(
-            sender, "iperf3", "-J", "-c", to, "-p", str(port), "-t", str(SECONDS), check=False
-        )
+        done = bed.lab.exec(sender, "iperf3", "-J", "-c", to, "-p", str(port), "-t", str(SECONDS), check=False)
         found = json.loads(done.stdout)
         if "error" in found:
             raise GuardError(f"iperf3: {found['error']}")
