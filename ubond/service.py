@@ -52,6 +52,8 @@ from ubond.netlink import AddressesChanged, Change, Link, LinkChanged, LinkGone,
 
 MS = 1_000_000
 KEEP_LINES = 1000
+#: A carrier read so soon after a link message was found by that message.
+HINT_NS = 50 * MS
 IFF_PROMISC = 0x100
 DROPS = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown",
          "tx_too_long", "tx_too_long_tagged")  # fmt: skip
@@ -96,6 +98,7 @@ class Service:
         self._end_netlink = doors.netlink.subscribe(self._netlink_news)
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
         self._indices: dict[str, int] = {}
+        self._hinted: dict[str, int] = {}
         self._drops_before = 0
         self._follow_miimon()
 
@@ -160,7 +163,8 @@ class Service:
             self._loop.create_task(self._read_speed(slave))
         else:
             self._trouble()
-        self.feed(CarrierChanged(slave, carrier))
+        hinted = time.monotonic_ns() - self._hinted.pop(slave, 0) < HINT_NS
+        self.feed(CarrierChanged(slave, carrier, "netlink" if hinted else "poll"))
 
     def _dead(self, slave: str, stand_in: str | None) -> None:
         self._trouble()
@@ -204,6 +208,7 @@ class Service:
                     self._bond_changed(link)
                 elif self._indices.get(link.name) == link.index:
                     # A hint, not a fact: what it says may be older than what the watch has read.
+                    self._hinted[link.name] = time.monotonic_ns()
                     self.doors.datapath.look(link.name)
                 elif before is None or link != before:
                     self._uppers_soon()
