@@ -348,9 +348,12 @@ static int udp_recv(void)
     setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
     setsockopt(fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof one);
     batch_of(sizeof buffer[0]);
-    while (!over(begin) && !(arg.idle_ms && got && now_ns() - last > arg.idle_ms * MS)) {
+    while (since(begin) < arg.seconds && !(arg.idle_ms && got && now_ns() - last > arg.idle_ms * MS)) {
         struct pollfd p = { .fd = fd, .events = POLLIN };
-        if (poll(&p, 1, 20) <= 0)
+        int ready = poll(&p, 1, stop ? 200 : 20);
+        if (ready == 0 && stop)
+            break;                  /* what was still on its way when it was told to stop has come */
+        if (ready <= 0)
             continue;
         for (int i = 0; i < BATCH; i++) {
             message[i].msg_hdr.msg_control = control[i];

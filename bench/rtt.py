@@ -46,6 +46,8 @@ def bench(bed: Bed) -> None:
         taken = {name: [one[pace]["median_us"] for one in results] for name, results in found.items()}
         floor = statistics.median(taken["bare"])
         added = {name: [mine - floor for mine in taken[name]] for name in ("ubond", "forwarder")}
+        if min(map(statistics.median, added.values())) <= 0:
+            raise GuardError(f"{pace}: the machine's own unrest is larger than what is to be measured")
         emit(f"rtt.{pace}.bare", "us", taken["bare"])
         emit_ratio(f"rtt.{pace}.added", "us", added["ubond"], added["forwarder"], at_most=AT_MOST)
         for name, results in found.items():
