@@ -3,18 +3,22 @@
 import asyncio
 import errno
 import json
+import os
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from ubond import control
 from ubond.bond.events import ActiveChanged, DoorError, Level, Log
-from ubond.bond.options import OPTIONS, Mode, Refused, find
+from ubond.bond.options import OPTIONS, Kind, Mode, Refused, find
 from ubond.bond.snapshot import BondSnapshot, LinkState, SlaveSnapshot
 from ubond.control import Assignment, Server
 from ubond.status import Report
@@ -56,7 +60,9 @@ class FakeDesk:
     async def set(self, assignments: Sequence[Assignment]) -> list[str]:
         self._ask("set", *assignments)
         for assignment in assignments:
-            find(assignment.option).parse(assignment.value)
+            option = find(assignment.option)
+            if option.kind is not Kind.SLAVE:
+                option.parse(assignment.value)
         return []
 
     async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]:
@@ -99,6 +105,10 @@ class Running:
             return work()
 
         return self.await_(run())
+
+    def listeners(self) -> int:
+        """How many `monitor` clients are served now."""
+        return int(self.call(lambda: len(self.server._listeners)))
 
     def publish(self, *events: dict[str, Any]) -> None:
         self.call(lambda: [self.server.publish(event) for event in events])
@@ -158,3 +168,36 @@ class Wire:
             return None
         assert len(line) <= 65536
         return json.loads(line) if line else None
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition; AssertionError if it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.005)
+
+
+NOBODY = 65534
+as_another_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+
+
+def as_nobody(work: Callable[[], object], groups: Sequence[int] = ()) -> str:
+    """What `work` prints, on either stream, when the user nobody does it, in these groups."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(writer, "w") as out:
+                sys.stdout = sys.stderr = out
+                os.setgroups(list(groups))
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                work()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text

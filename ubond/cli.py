@@ -195,7 +195,7 @@ def _down(args: argparse.Namespace) -> int:
     try:
         client = connect(bond)
     except CommandError:
-        if paths.running(bond) or not paths.journal_path(bond).exists():
+        if bond not in paths.left_behind():
             raise
         return _recover(bond)
     with client:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
 from ubond import paths
 from ubond.client import FAILED, NO_BOND, NOT_PERMITTED, USAGE, Client, ControlError
+
+#: The longest name of an interface (`bond.spec.NAME_MAX`, not imported for the time it takes).
+IFNAME_MAX = 15
 
 
 class CommandError(Exception):
@@ -27,6 +31,8 @@ class CommandError(Exception):
 
 def connect(bond: str) -> Client:
     """A connection to the daemon of a bond; CommandError that says what can be done if there is none."""
+    if "/" in bond or len(os.fsencode(bond)) > IFNAME_MAX:
+        raise CommandError(NO_BOND, f"{bond!r} cannot be the name of a bond")
     try:
         return Client(str(paths.socket_path(bond)))
     except ControlError as error:
@@ -38,7 +44,7 @@ def connect(bond: str) -> Client:
 def _why_no_bond(bond: str) -> tuple[int, str]:
     if paths.running(bond):
         return FAILED, f"{bond} is just starting or ending; try again"
-    if paths.journal_path(bond).exists():
+    if bond in paths.left_behind():
         return NO_BOND, f"the daemon of {bond} has died; `ubond down {bond}` gives its slaves back"
     return NO_BOND, f"there is no bond {bond} here; `ubond list` shows those that run"
 
