@@ -25,7 +25,7 @@ from ubond.datapath import Datapath
 from ubond.doors import Doors
 from ubond.journal import Journal
 from ubond.netlink import Netlink
-from ubond.ports import Tap, open_probe
+from ubond.ports import TX_QUEUE, Tap, open_probe
 from ubond.service import Service
 from ubond.status import Report, proc
 from ubond.wire import MacAddr
@@ -156,6 +156,7 @@ async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
         stack.callback(doors.close_ports)
         stack.callback(datapath.stop)
 
+        await netlink.set_txqlen(spec.name, TX_QUEUE)
         if spec.mac is not None:
             await netlink.set_mac(spec.name, spec.mac)
         device = await netlink.facts(spec.name)

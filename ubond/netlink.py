@@ -199,6 +199,10 @@ class Netlink:
         inet6 = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", mode)]})]}
         await self._set(name, "addr_gen_mode", AF_SPEC=inet6)
 
+    async def set_txqlen(self, name: str, frames: int) -> None:
+        """Bound how many frames wait to be read.  By netlink: the ioctl is refused in user namespaces."""
+        await self._set(name, "txqlen", TXQLEN=frames)
+
     async def set_gso(self, name: str, max_size: int, max_segs: int) -> None:
         """Bound what the stack hands to an interface in one frame: bytes and segments."""
         await self._set(name, "gso", GSO_MAX_SIZE=max_size, GSO_MAX_SEGS=max_segs)

@@ -33,7 +33,6 @@ _ETH_P_ALL = 0x0003
 _OFFLOAD_NAMES = ((TUN_CSUM, "checksum"), (TUN_TSO4, "tso4"), (TUN_TSO6, "tso6"), (TUN_TSO_ECN, "tso-ecn"),
                   (TUN_USO4, "uso4"), (TUN_USO6, "uso6"))  # fmt: skip
 
-_SIOCSIFTXQLEN = 0x8943
 TX_QUEUE = 8192
 """Frames that the TAP holds for the worker: at 100,000 a second the default of 1000 is 10 ms."""
 
@@ -47,7 +46,6 @@ class Tap:
         """Make the device.  DoorError: EEXIST when the name is taken, EPERM without rights."""
         self.name = name
         self._queues = [self._open(_IFF_TUN_EXCL)]
-        self._ioctl_name(_SIOCSIFTXQLEN, "SIOCSIFTXQLEN", struct.pack("i", TX_QUEUE))
 
     def _open(self, extra: int = 0) -> pytun.TunTapDevice:
         flags = pytun.IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE | extra
@@ -106,13 +104,6 @@ class Tap:
     def offload_names(flags: int) -> list[str]:
         """What `set_offload` took, for `status`."""
         return [name for bit, name in _OFFLOAD_NAMES if flags & bit]
-
-    def _ioctl_name(self, request: int, call: str, value: bytes) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            try:
-                fcntl.ioctl(sock, request, struct.pack("16s24s", self.name.encode(), value))
-            except OSError as error:
-                raise DoorError(call, error.errno or errno.EIO, self.name) from None
 
     def close(self) -> None:
         for queue in self._queues:

@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import BOND, PEER, VNET, frame, number
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fastpath.bed import BOND, PEER, VNET, frame, number
 from ubond import _fastpath
 from ubond.bond import modes
 from ubond.bond.table import Divert, Spread, TableSlave, TxTable

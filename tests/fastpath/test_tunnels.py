@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from conftest import BOND, PEER
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fastpath.bed import BOND, PEER
 from ubond import wire
 
 TCP, UDP, GRE = 6, 17, 47
