@@ -18,7 +18,7 @@ from fake_desk import AT, CHANGE, Running, as_another_user, as_nobody, serving, 
 
 from ubond import __version__, cli, cli_events, cli_up, control, paths
 from ubond.bond.events import DoorError
-from ubond.bond.options import OPTIONS, Kind, OptionError
+from ubond.bond.options import OPTIONS, Kind, OptionError, Refused
 from ubond.bond.spec import BondSpec, SlaveSpec, SpecError
 
 ROOT = Path(__file__).parent.parent
@@ -471,7 +471,9 @@ def test_asking_a_daemon_imports_nothing_heavy(bond0: Running, argv: list[str]) 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (SpecError("bad name"), 2, "bad name"),
+        (SpecError("bad name"), 2, "ubond: bond0: bad name"),
+        (Refused(errno.EPERM, ["(slave lo): Error: no"]), 1, "ubond: bond0: (slave lo): Error: no"),
+        (DoorError("TUNSETIFF", errno.EBUSY, "bond0"), 5, "ubond: bond0: TUNSETIFF: Device or resource busy"),
         (DoorError("RTM_GETLINK", errno.ENODEV, "eth9"), 5, "eth9: RTM_GETLINK: No such device; `ip link` shows"),
         (DoorError("TUNSETIFF", errno.EPERM, "bond0"), 4, "TUNSETIFF: Operation not permitted; CAP_X is missing"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/run/x"), 1, "/run/x: No such file"),

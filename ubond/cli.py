@@ -162,7 +162,12 @@ def _start(spec: Any, foreground: bool) -> int:
     _check_permission()
     for line in cli_up.remarks(spec):
         print(line, flush=True)
-    for line in daemon.start(spec, foreground=foreground):
+    try:
+        notes = daemon.start(spec, foreground=foreground)
+    except Exception as error:
+        code, text = _explain(error)
+        raise CommandError(code, text if text.startswith(spec.name) else f"{spec.name}: {text}") from None
+    for line in notes:
         print(line, file=sys.stderr)
     return 0
 
