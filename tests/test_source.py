@@ -1,4 +1,4 @@
-"""Lint, format and types are part of the suite, with the settings of pyproject.toml."""
+"""Lint and types are part of the suite, with the settings of pyproject.toml."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ TREE = [name for name in ("ubond", "tests", "bench", "setup.py") if (ROOT / name
 
 @pytest.mark.parametrize(
     "tool",
-    [["ruff", "check", *TREE], ["ruff", "format", "--check", *TREE], ["mypy", "--strict"]],
-    ids=["lint", "format", "types"],
+    [["ruff", "check", *TREE], ["mypy", "--strict"]],
+    ids=["lint", "types"],
 )
 def test_source_is_clean(tool: list[str]) -> None:
     result = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)

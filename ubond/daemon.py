@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ubond import paths
 from ubond.bond.events import DoorError
-from ubond.bond.options import Refused
+from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def start(spec: BondSpec, *, foreground: bool = False) -> list[str]:
 
 def recover(bond: str) -> int:
     """Give back what a dead daemon of this bond held; return how many interfaces that were."""
-    return _with_loop(lambda: _recover_alone(bond))
+    with _locked(bond):
+        return _with_loop(lambda: _recover_alone(bond))
 
 
 def restore(interfaces: list[str]) -> int:
@@ -130,7 +131,8 @@ def _be_the_daemon(spec: BondSpec, writer: int) -> int:
 def _outcome(error: BaseException) -> dict[str, object]:
     match error:
         case Refused():
-            return {"refused": {"errno": error.errno, "lines": error.lines, "extack": error.extack}}
+            kind = "option" if isinstance(error, OptionError) else "refused"
+            return {kind: {"errno": error.errno, "lines": error.lines, "extack": error.extack}}
         case DoorError():
             return {"door": [error.call, error.errno, error.interface, error.detail]}
         case OSError():
@@ -140,9 +142,9 @@ def _outcome(error: BaseException) -> dict[str, object]:
 
 
 def _raise_outcome(outcome: dict[str, Any]) -> None:
-    if "refused" in outcome:
-        told = outcome["refused"]
-        raise Refused(told["errno"], told["lines"], told["extack"])
+    for kind, refusal in (("option", OptionError), ("refused", Refused)):
+        if kind in outcome:
+            raise refusal(**outcome[kind])
     if "door" in outcome:
         raise DoorError(*outcome["door"])
 
@@ -181,6 +183,9 @@ def _locked(bond: str) -> Iterator[None]:
     if fd is None:
         raise Refused(errno.EEXIST, [f"{bond} is already running"])
     try:
+        # Of a daemon that died: nobody answers here, and what is written there is not true any more.
+        for path in (paths.socket_path(bond), paths.proc_path(bond)):
+            path.unlink(missing_ok=True)
         yield
     finally:
         paths.unlock(bond, fd)
@@ -222,6 +227,7 @@ async def _recover_alone(bond: str) -> int:
         return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
     finally:
         await netlink.close()
+        paths.sweep(bond)
 
 
 async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
@@ -231,19 +237,27 @@ async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
 
     doors = SlaveDoors(netlink, journal, bond)
     held = journal.load()
+    given = 0
     for one in held:
-        failures = await doors.perform_all(give_back(one, await _facts_now(netlink, one.slave, one.index)))
-        for failure in failures:
+        facts = await _facts_now(netlink, one.slave, one.index)
+        if facts is None:
+            journal.forget(one.slave)
+            continue
+        given += 1
+        for failure in await doors.perform_all(give_back(one, facts)):
             log.warning("%s: (slave %s): could not be given back whole: %s", bond, one.slave, failure)
-    if held:
-        journal.remove()
-    return len(held)
+    return given
 
 
-async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts:
-    """The interface that was taken, under whatever name it has now."""
+async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts | None:
+    """The interface that was taken, under whatever name it has now; None if it is there no more."""
     link = netlink.link(index)
-    return await netlink.facts(link.name if link is not None else name)
+    try:
+        return await netlink.facts(link.name if link is not None else name)
+    except DoorError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
 
 
 async def _restore(interfaces: list[str]) -> int:
@@ -269,7 +283,12 @@ async def _restore(interfaces: list[str]) -> int:
             failures = await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts))
             if failures:
                 raise failures[0]
+            if not journal.load():
+                paths.sweep(bond)
             given += 1
+            if paths.lock_path(bond).exists() and not paths.journal_path(bond).exists():
+                with _locked(bond):
+                    pass  # nothing is held any more: what the dead daemon left in files goes too
     finally:
         await netlink.close()
     return given

@@ -107,6 +107,17 @@ def remove_empty_dirs() -> None:
                 return
 
 
+def sweep(bond: str) -> None:
+    """Remove what a dead daemon of this bond has left besides its journal."""
+    fd = lock(bond) if runtime_dir().is_dir() else None
+    if fd is None:
+        return  # nothing is left, or a living daemon has it
+    for path in (socket_path(bond), proc_path(bond)):
+        path.unlink(missing_ok=True)
+    unlock(bond, fd)
+    remove_empty_dirs()
+
+
 def socket_path(bond: str) -> Path:
     return runtime_dir() / f"{bond}.sock"
 
