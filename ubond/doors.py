@@ -87,9 +87,14 @@ class SlaveDoors:
                 raise AssertionError(f"no door for {action}")
 
     async def perform_all(self, actions: Iterable[Action]) -> list[DoorError]:
-        """Perform every one of these, whatever fails on the way; return the failures."""
-        failures = []
+        """Perform every one of these, whatever fails on the way; return the failures.
+
+        What could not be given back stays in the journal, for another try.
+        """
+        failures: list[DoorError] = []
         for action in actions:
+            if failures and isinstance(action, Forget):
+                continue
             try:
                 await self.perform(action)
             except DoorError as error:
@@ -108,6 +113,8 @@ class Doors(SlaveDoors):
         self._bypass = bypass
         self._promiscuous = False
         self.offload = 0
+        self.bond_is_there = True
+        """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
 
     def perform_now(self, action: Action) -> None:
         """Perform one of the INSTANT actions."""
@@ -116,7 +123,8 @@ class Doors(SlaveDoors):
                 self._follow_queues(table)
                 self.datapath.publish(table)
             case SetBondCarrier(carrier):
-                self.tap.set_carrier(carrier)
+                if self.bond_is_there:
+                    self.tap.set_carrier(carrier)
             case SendFrames(slave, frames, _):
                 for frame in frames:
                     self._port(slave).send(frame)
@@ -131,6 +139,8 @@ class Doors(SlaveDoors):
         match action:
             case PublishTable() | SetBondCarrier() | SendFrames() | AnnounceSeen():
                 self.perform_now(action)
+            case SetBondMac() | SetBondMtu() if not self.bond_is_there:
+                pass
             case SetBondMac(mac):
                 await self.netlink.set_mac(self.tap.name, mac)
             case SetBondMtu(mtu):
@@ -186,6 +196,8 @@ class Doors(SlaveDoors):
 
     async def _follow_offloads(self) -> None:
         """Offer the host's stack what all slaves can send, no more."""
+        if not self.bond_is_there:
+            return
         slaves = list(self._facts.values())
         self.offload = self.tap.set_offload(offloads(slaves))
         if slaves:

@@ -199,7 +199,6 @@ class Service:
                 if index == self.index:
                     self._bond_gone(why)
                 elif self._indices.get(name) == index:
-                    self._indices.pop(name)
                     self._slave_gone(name, why)
                 else:
                     self._uppers_soon()
@@ -255,13 +254,14 @@ class Service:
                 self._tell(Log(Level.ERROR, line))
 
     def _slave_gone(self, slave: str, why: str) -> None:
-        if self._has(slave):
-            self._tell(Log(Level.WARNING, f"interface {why}; releasing it", slave))
-            self.feed(SlaveGone(slave, why))
+        del self._indices[slave]
+        self._tell(Log(Level.WARNING, f"interface {why}; releasing it", slave))
+        self.feed(SlaveGone(slave, why))
 
     def _bond_gone(self, why: str) -> None:
         if not self.gone.is_set():
             self._tell(Log(Level.WARNING, f"the bond's device was {why}; giving the slaves back"))
+            self.doors.bond_is_there = False
             self.gone.set()
 
     def _uppers_soon(self) -> None:
