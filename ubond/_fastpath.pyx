@@ -332,7 +332,7 @@ cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
             if w.table.takeover and is_unicast_to(packet + VNET_LEN, w.table.address):
                 doubt_active(w)
     # Large packets, few at a time: what was received is still in cache when it is written.
-    w.rx_burst = BATCH if longest * BATCH <= BATCH_BYTES else BATCH_BYTES / longest
+    w.rx_burst = BATCH if longest * BATCH <= BATCH_BYTES else max(1, BATCH_BYTES / longest)
     return n
 
 
