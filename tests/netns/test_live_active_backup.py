@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.world import (
+    ADDRESSES,
     HOST4,
     PEER4,
     PEER6,
@@ -261,6 +262,34 @@ def test_ping_every_10_ms_loses_nothing_while_downdelay_runs(world: World) -> No
         out, _ = ping.communicate(timeout=20)
         assert "250 packets transmitted, 250 received" in out
         assert "DUP!" not in out
+
+
+def test_strict_goes_on_sending_into_the_dead_link_until_downdelay_is_over(world: World) -> None:
+    """What the driver does: nobody stands in, and interfaces must be down to be enslaved."""
+    refused = world.ubond("up", "bond0", "eth1", "eth2", "--strict", check=False)
+    assert refused.returncode == 1
+    assert "Device can not be enslaved while up" in refused.stderr
+    for nic in ("eth1", "eth2"):
+        world.host.ip("link", "set", nic, "down")
+    world.ubond("up", "bond0", "eth1", "eth2", "--strict", "--downdelay", "1s", *ADDRESSES)
+    try:
+        bond = Bond(world, "bond0")
+        bond.wait_active("eth1")
+        bond.wait_link("eth2", "UP")
+        wait_until(lambda: world.host.reaches(PEER4), what="traffic")
+        world.pull("eth1")
+        bond.wait_link("eth1", "GOING_DOWN")
+        assert bond.ours["stand_in"] is None
+        assert bond.ours["provisional"] is None
+        assert not world.host.reaches(PEER4)
+        assert bond.active == "eth1"
+        bond.wait_active("eth2", seconds=5)
+        wait_until(lambda: world.host.reaches(PEER4), what="traffic on eth2")
+    finally:
+        world.ubond("down", "bond0", check=False)
+        for nic in ("eth1", "eth2"):
+            world.host.ip("link", "set", nic, "up")
+            world.plug(nic)
 
 
 # ── who is chosen ────────────────────────────────────────────────────────────────────

@@ -157,6 +157,31 @@ def _addresses(world: World) -> str:
     )
 
 
+def test_a_macvlan_on_the_bond_is_reached_through_a_failover_and_announced(world: World) -> None:
+    guest = world.add_space("macvlan")
+    with world.bond() as bond:
+        world.host.ip("link", "add", "mv0", "link", "bond0", "type", "macvlan", "mode", "bridge")
+        world.host.ip("addr", "add", "10.9.0.77/24", "dev", "mv0")
+        world.host.ip("link", "set", "mv0", "up")
+        mac = world.host.mac("mv0")
+        world.peer.ping("10.9.0.77", count=3)
+        with Sniffer(world.peer, "eth0") as sniffer:
+            change(world, bond, "pull")
+            sniffer.collect(lambda seen: seen.kind == 0x0806 and seen.src == mac)
+        world.peer.ping("10.9.0.77", count=3)
+        # Moved away it is still behind the bond, which knows its MAC by its frames alone.
+        world.plug("eth1")
+        bond.wait_link("eth1", "UP")
+        world.host.ip("link", "set", "mv0", "netns", guest.name)
+        guest.ip("addr", "add", "10.9.0.77/24", "dev", "mv0")
+        guest.ip("link", "set", "mv0", "up")
+        guest.ping("10.9.0.2", count=3)
+        with Sniffer(world.peer, "eth0") as sniffer:
+            change(world, bond, "pull")
+            sniffer.collect(lambda seen: is_rarp(seen) and seen.src == mac)
+        world.peer.ping("10.9.0.77", count=3)
+
+
 def test_an_address_given_while_it_runs_is_announced(world: World) -> None:
     with world.bond(addresses=False) as bond:
         world.host.ip("addr", "add", f"{HOST4}/24", "dev", "bond0")

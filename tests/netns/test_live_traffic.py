@@ -206,6 +206,19 @@ def test_offloads_switched_off_while_the_bond_runs_are_followed(world: World, bo
     wait_until(lambda: features(world.host, "bond0")["tx-tcp-segmentation"] == "on", what="TSO is offered again")
 
 
+def test_without_the_bypass_frames_pass_the_slaves_queue_and_are_seen_there(world: World) -> None:
+    with world.bond("--no-bypass") as bond, Sniffer(world.host, "eth1", outgoing=True) as sniffer:
+        assert bond.ours["bypass"] is False
+        tcp(world.host, world.peer, PEER4, 4 << 20)
+        tcp(world.peer, world.host, HOST4, 4 << 20)
+        mac = str(bond.mac)
+        assert sniffer.collect(lambda seen: seen.src == mac and len(seen.frame) > 2 * world.mtu)
+        world.pull("eth1")
+        bond.wait_active("eth2")
+        world.host.ping(PEER4, count=5)
+        world.peer.ping(HOST4, count=5)
+
+
 # ── VLAN tags ────────────────────────────────────────────────────────────────────────
 
 TAGS = {
