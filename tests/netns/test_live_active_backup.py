@@ -18,6 +18,7 @@ from tests.netns.world import (
     World,
     blast,
     finish,
+    start_receiver,
     wait_until,
 )
 
@@ -171,7 +172,8 @@ def test_nothing_is_lost_when_the_active_link_is_pulled_under_load(world: World)
     program = blast()
     with world.bond("eth1", "eth2") as bond:
         world.host.ping(PEER4)
-        receiver = world.peer.start(program, "udp-recv", "--seconds", "25", "--idle-ms", "1000")
+        receiver = start_receiver(world.peer)
+        world.peer.wait_udp()
         sender = world.host.start(
             program, "udp-send", "--to", PEER4, "--rate", str(rate), "--seconds", "6"
         )

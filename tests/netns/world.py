@@ -94,6 +94,11 @@ class Space:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def wait_udp(self, port: int = 5001) -> None:
+        """Return when a program here has bound this UDP port: what comes before is refused, not lost."""
+        listening = f":{port:04X} "
+        wait_until(lambda: listening in self.run("cat", "/proc/net/udp", "/proc/net/udp6").stdout, what=f"UDP port {port}")
+
     def ip(self, *words: str, check: bool = True) -> str:
         """Run `ip` on it; return what it printed."""
         done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True, timeout=60)
@@ -560,6 +565,13 @@ def blast() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(["make", "-s", "-C", str(ROOT / "bench")], check=True, capture_output=True)
     return str(ROOT / "bench" / "bin" / "blast")
+
+
+def start_receiver(space: Space, seconds: int = 40) -> subprocess.Popen[str]:
+    """A `blast udp-recv` that is ready to receive, and ends when nothing has come for a second."""
+    receiver = space.start(blast(), "udp-recv", "--seconds", str(seconds), "--idle-ms", "1000")
+    wait_until(lambda: ":5001 " in space.run("ss", "-Hulna").stdout, what="the receiver's socket")
+    return receiver
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 30) -> dict[str, Any]:
