@@ -173,7 +173,6 @@ def test_nothing_is_lost_when_the_active_link_is_pulled_under_load(world: World)
     with world.bond("eth1", "eth2") as bond:
         world.host.ping(PEER4)
         receiver = start_receiver(world.peer)
-        world.peer.wait_udp()
         sender = world.host.start(
             program, "udp-send", "--to", PEER4, "--rate", str(rate), "--seconds", "6"
         )

@@ -30,6 +30,7 @@ from tests.netns.world import (
     blast,
     finish,
     inside,
+    start_receiver,
     wait_until,
 )
 from ubond import paths
@@ -207,8 +208,7 @@ def test_an_interface_that_a_dead_bond_holds_is_refused_to_another_one(world: Wo
 def load(world: World, seconds: int) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
     """5,000 datagrams a second out of the bond."""
     program = blast()
-    receiver = world.peer.start(program, "udp-recv", "--seconds", "40", "--idle-ms", "1500")
-    world.peer.wait_udp()
+    receiver = start_receiver(world.peer)
     sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", "5000", "--seconds", str(seconds))
     wait_until(lambda: world.host.counters("bond0")["tx"]["packets"] > 500, what="load")
     return sender, receiver

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ubond import paths
 from ubond.client import Client
@@ -97,7 +97,8 @@ class Space:
     def wait_udp(self, port: int = 5001) -> None:
         """Return when a program here has bound this UDP port: what comes before is refused, not lost."""
         listening = f":{port:04X} "
-        wait_until(lambda: listening in self.run("cat", "/proc/net/udp", "/proc/net/udp6").stdout, what=f"UDP port {port}")
+        tables = ("/proc/net/udp", "/proc/net/udp6")
+        wait_until(lambda: listening in self.run("cat", *tables).stdout, what=f"UDP port {port}")
 
     def ip(self, *words: str, check: bool = True) -> str:
         """Run `ip` on it; return what it printed."""
@@ -256,7 +257,7 @@ class World:
         self.host, self.switch, self.peer = (Space(f"ubt{self.key}-{place}") for place in "hsp")
         self._others: list[Space] = []
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         try:
             self._build()
         except BaseException:
@@ -570,7 +571,7 @@ def blast() -> str:
 def start_receiver(space: Space, seconds: int = 40) -> subprocess.Popen[str]:
     """A `blast udp-recv` that is ready to receive, and ends when nothing has come for a second."""
     receiver = space.start(blast(), "udp-recv", "--seconds", str(seconds), "--idle-ms", "1000")
-    wait_until(lambda: ":5001 " in space.run("ss", "-Hulna").stdout, what="the receiver's socket")
+    space.wait_udp()
     return receiver
 
 
