@@ -68,9 +68,10 @@ MAY: dict[str, frozenset[str]] = {
     # hall
     "history": frozenset({"bond.events", "control"}),
     "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink"}),
-    "daemon": frozenset({"assembly", "bond", "doors", "journal", "netlink", "paths"}),
-    "assembly": frozenset({"bond", "control", "daemon", "datapath", "doors", "journal", "netlink", "paths", "ports"})
+    "recovery": frozenset({"bond", "doors", "journal", "netlink", "paths"}),
+    "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "netlink", "paths", "ports", "recovery"})
     | {"service", "status", "wire"},
+    "daemon": frozenset({"assembly", "bond", "paths", "recovery"}),
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

@@ -20,12 +20,12 @@ from ubond.bond.events import BondOpened
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
 from ubond.control import Assignment, Server
-from ubond.daemon import give_back_all
 from ubond.datapath import Datapath
 from ubond.doors import Doors
 from ubond.journal import Journal
 from ubond.netlink import Netlink
 from ubond.ports import TX_QUEUE, Tap, open_probe
+from ubond.recovery import give_back_all
 from ubond.service import Service
 from ubond.status import Report, proc
 from ubond.wire import MacAddr

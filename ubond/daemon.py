@@ -17,17 +17,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ubond import paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
-
-if TYPE_CHECKING:
-    from ubond.bond.events import SlaveFacts
-    from ubond.journal import Journal
-    from ubond.netlink import Netlink
 
 T = TypeVar("T")
 log = logging.getLogger("ubond")
@@ -53,7 +48,9 @@ def start(spec: BondSpec, *, foreground: bool = False) -> list[str]:
 def recover(bond: str) -> int:
     """Give back what a dead daemon of this bond held; return how many interfaces that were."""
     with _locked(bond):
-        return _with_loop(lambda: _recover_alone(bond))
+        from ubond import recovery
+
+    return _with_loop(lambda: recovery.recover(bond))
 
 
 def restore(interfaces: list[str]) -> int:
@@ -61,7 +58,9 @@ def restore(interfaces: list[str]) -> int:
 
     Works from a journal, or where that is lost from what their alias tells.
     """
-    return _with_loop(lambda: _restore(interfaces))
+    from ubond import recovery
+
+    return _with_loop(lambda: recovery.restore(interfaces))
 
 
 def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -212,83 +211,3 @@ async def _serve(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-
-
-# ── after a crash ────────────────────────────────────────────────────────────────────
-
-
-async def _recover_alone(bond: str) -> int:
-    from ubond.journal import Journal
-    from ubond.netlink import Netlink
-
-    netlink = Netlink()
-    await netlink.open()
-    try:
-        return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
-    finally:
-        await netlink.close()
-        paths.sweep(bond)
-
-
-async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
-    """Give back everything that this bond's journal holds; return how many interfaces that were."""
-    from ubond.bond.enslave import give_back
-    from ubond.doors import SlaveDoors
-
-    doors = SlaveDoors(netlink, journal, bond)
-    held = journal.load()
-    given = 0
-    for one in held:
-        facts = await _facts_now(netlink, one.slave, one.index)
-        if facts is None:
-            journal.forget(one.slave)
-            continue
-        given += 1
-        for failure in await doors.perform_all(give_back(one, facts)):
-            log.warning("%s: (slave %s): could not be given back whole: %s", bond, one.slave, failure)
-    return given
-
-
-async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts | None:
-    """The interface that was taken, under whatever name it has now; None if it is there no more."""
-    link = netlink.link(index)
-    try:
-        return await netlink.facts(link.name if link is not None else name)
-    except DoorError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        return None
-
-
-async def _restore(interfaces: list[str]) -> int:
-    from ubond.bond.enslave import give_back, held_by_mark
-    from ubond.doors import SlaveDoors
-    from ubond.journal import Journal
-    from ubond.netlink import Netlink
-
-    netlink = Netlink()
-    await netlink.open()
-    given = 0
-    try:
-        for name in interfaces:
-            facts = await netlink.facts(name)
-            held = held_by_mark(facts)
-            if held is None:
-                continue
-            bond, by_mark = held
-            if paths.running(bond):
-                raise Refused(errno.EBUSY, [f"{name} is a slave of {bond}, which runs: ubond remove {bond} {name}"])
-            journal = Journal(paths.runtime_dir(), bond)
-            known = next((one for one in journal.load() if one.index == facts.index), by_mark)
-            failures = await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts))
-            if failures:
-                raise failures[0]
-            if not journal.load():
-                paths.sweep(bond)
-            given += 1
-            if paths.lock_path(bond).exists() and not paths.journal_path(bond).exists():
-                with _locked(bond):
-                    pass  # nothing is held any more: what the dead daemon left in files goes too
-    finally:
-        await netlink.close()
-    return given

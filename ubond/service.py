@@ -91,7 +91,7 @@ class Service:
         self.on_news: Callable[[Mapping[str, object]], None] = lambda news: None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[_Transaction] = asyncio.Queue()
-        self._tables_waiting = 0
+        self._under_way: list[_Transaction] = []
         self._timer: asyncio.TimerHandle | None = None
         self._uppers_timer: asyncio.TimerHandle | None = None
         self._performer = self._loop.create_task(self._perform_queue())
@@ -116,13 +116,19 @@ class Service:
 
     def _start(self, transaction: _Transaction) -> None:
         quick = all(isinstance(action, (*INSTANT, Log, ActiveChanged)) for action in transaction.actions)
-        # A quick transaction need not wait for a slow one, unless that has a table to publish:
-        # tables must reach the worker in the order in which they were made.
-        if quick and not self._tables_waiting:
+        if quick and not self._table_waits():
             self._perform_at_once(transaction)
         else:
-            self._tables_waiting += _tables(transaction)
+            self._under_way.append(transaction)
             self._queue.put_nowait(transaction)
+
+    def _table_waits(self) -> bool:
+        """Whether a slow transaction still has a table to publish.
+
+        If not, a quick one need not wait for it; tables must reach the worker in the order in
+        which they were made.
+        """
+        return any(isinstance(action, PublishTable) for slow in self._under_way for action in slow.actions)
 
     def _rearm(self) -> None:
         """Be woken when the study asks for it."""
@@ -171,7 +177,7 @@ class Service:
         self.doors.datapath.believe(slave, False)
         before = self.doors.datapath.generation
         self.feed(LinkDead(slave, stand_in))
-        if self.doors.datapath.generation == before and not self._tables_waiting:
+        if self.doors.datapath.generation == before and not self._table_waits():
             # What the worker did provisionally is official now or ends here.
             self.doors.datapath.confirm()
 
@@ -305,10 +311,10 @@ class Service:
             try:
                 await self._perform(transaction)
             finally:
+                self._under_way.remove(transaction)
                 self._queue.task_done()
 
     async def _perform(self, transaction: _Transaction) -> None:
-        self._tables_waiting -= _tables(transaction)
         while transaction.actions:
             action = transaction.actions.popleft()
             try:
@@ -445,7 +451,3 @@ class Service:
         for timer in (self._timer, self._uppers_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _tables(transaction: _Transaction) -> int:
-    return sum(isinstance(action, PublishTable) for action in transaction.actions)

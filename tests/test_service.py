@@ -1,0 +1,138 @@
+"""The hall's own rules: what may overtake what, and that failures come back as events."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ubond.bond.events import (
+    Action,
+    ActionFailed,
+    BondClosed,
+    BondOpened,
+    DoorError,
+    Event,
+    Level,
+    Log,
+    PublishTable,
+    SetBondCarrier,
+    SetBondMac,
+    UppersChanged,
+    Woken,
+)
+from ubond.bond.table import Spread, TxTable
+from ubond.service import Service
+from ubond.wire import MacAddr
+
+MAC = MacAddr(bytes([2, 0, 0, 0, 0, 1]))
+
+
+def table(number: int) -> PublishTable:
+    return PublishTable(TxTable(Spread.SINGLE, (), packets_per_slave=number))
+
+
+class Script:
+    """A study that answers each event with what the test says."""
+
+    def __init__(self, **answers: list[Action]) -> None:
+        self.answers = answers
+        self.seen: list[Event] = []
+
+    def handle(self, event: Event, now: int) -> list[Action]:
+        self.seen.append(event)
+        return list(self.answers.get(type(event).__name__, []))
+
+    def deadline(self) -> int | None:
+        return None
+
+    def snapshot(self) -> Any:
+        return SimpleNamespace(name="bond0", options={"miimon": 100, "use_carrier": 1}, slaves=())
+
+
+class Doors:
+    """Doors that note what is done, and wait or refuse where the test says."""
+
+    def __init__(self) -> None:
+        self.done: list[Action] = []
+        self.gate = asyncio.Event()
+        self.refuse: Action | None = None
+        self.ports: dict[str, object] = {}
+        self.reader, self.writer = os.pipe()
+        self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
+        self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None)
+
+    def perform_now(self, action: Action) -> None:
+        if action == self.refuse:
+            raise DoorError("TUNSETCARRIER", 22, "bond0")
+        self.done.append(action)
+
+    async def perform(self, action: Action) -> None:
+        if isinstance(action, SetBondMac):
+            await self.gate.wait()
+        self.perform_now(action)
+
+
+def test_a_table_never_overtakes_one_made_before_it() -> None:
+    async def story() -> None:
+        doors = Doors()
+        study = Script(BondOpened=[SetBondMac(MAC), table(1)], BondClosed=[table(2)])
+        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        first = service.feed(BondOpened())
+        await asyncio.sleep(0)
+        second = service.feed(BondClosed())
+        doors.gate.set()
+        await asyncio.gather(first, second)
+        assert doors.done == [SetBondMac(MAC), table(1), table(2)]
+
+    asyncio.run(story())
+
+
+def test_what_has_no_table_before_it_is_done_at_once() -> None:
+    async def story() -> None:
+        doors = Doors()
+        study = Script(BondOpened=[SetBondMac(MAC)], BondClosed=[table(2), SetBondCarrier(True)])
+        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        slow = service.feed(BondOpened())
+        await asyncio.sleep(0)
+        assert service.feed(BondClosed()).done()
+        assert doors.done == [table(2), SetBondCarrier(True)]
+        doors.gate.set()
+        await slow
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_failed_action_cancels_the_rest_and_is_an_event(slow: bool) -> None:
+    async def story() -> None:
+        doors = Doors()
+        doors.gate.set()
+        doors.refuse = SetBondCarrier(True)
+        before: list[Action] = [SetBondMac(MAC)] if slow else [table(1)]
+        rest = Log(Level.INFO, "never said")
+        study = Script(BondOpened=[*before, SetBondCarrier(True), rest], ActionFailed=[table(9)])
+        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        with pytest.raises(DoorError):
+            await service.feed(BondOpened())
+        failed = study.seen[-1]
+        assert isinstance(failed, ActionFailed)
+        assert (failed.action, failed.done, failed.errno) == (SetBondCarrier(True), tuple(before), 22)
+        assert doors.done == [*before, table(9)]
+        assert not service.lines
+
+    asyncio.run(story())
+
+
+def test_log_lines_are_kept_with_their_prefix() -> None:
+    async def story() -> None:
+        study = Script(Woken=[Log(Level.INFO, "link status definitely up", "eth1"), Log(Level.DEBUG, "detail")])
+        service = Service(study, Doors(), 1)  # type: ignore[arg-type]
+        await service.feed(Woken())
+        assert [line["text"] for line in service.lines] == ["bond0: (slave eth1): link status definitely up"]
+        await service.feed(UppersChanged(()))
+
+    asyncio.run(story())

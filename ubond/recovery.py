@@ -1,0 +1,99 @@
+"""Giving back what a dead daemon held: by its journal, or by what the interfaces' alias tells.
+
+The same undo as at a release (`bond.enslave.give_back`), performed by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from ubond import paths
+from ubond.bond.enslave import give_back, held_by_mark
+from ubond.bond.events import DoorError, Held, SlaveFacts
+from ubond.bond.options import Refused
+from ubond.doors import SlaveDoors
+from ubond.journal import Journal
+from ubond.netlink import Netlink
+
+log = logging.getLogger("ubond")
+
+
+async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
+    """Give back everything that this bond's journal holds; return how many interfaces that were.
+
+    What the kernel refuses stays in the journal, for the next attempt.
+    """
+    given = 0
+    for held in journal.load():
+        facts = await _facts_now(netlink, held.slave, held.index)
+        if facts is None:
+            journal.forget(held.slave)
+            continue
+        given += 1
+        for failure in await _give_back(netlink, journal, bond, held, facts):
+            log.warning("%s: (slave %s): could not be given back whole: %s", bond, held.slave, failure)
+    return given
+
+
+async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts | None:
+    """The interface that was taken, under whatever name it has now; None if it is there no more."""
+    link = netlink.link(index)
+    try:
+        return await netlink.facts(link.name if link is not None else name)
+    except DoorError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+
+
+async def _give_back(
+    netlink: Netlink, journal: Journal, bond: str, held: Held, facts: SlaveFacts
+) -> list[DoorError]:
+    """Undo what still holds of ours, then forget it; return what failed, and then do not forget."""
+    *undo, forget = give_back(held, facts)
+    failures = await SlaveDoors(netlink, journal, bond).perform_all(undo)
+    if not failures:
+        failures = await SlaveDoors(netlink, journal, bond).perform_all([forget])
+    return failures
+
+
+async def recover(bond: str) -> int:
+    """Give back what the journal of a bond without a daemon holds; return how many interfaces."""
+    netlink = Netlink()
+    await netlink.open()
+    try:
+        return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
+    finally:
+        await netlink.close()
+        paths.sweep(bond)
+
+
+async def restore(interfaces: list[str]) -> int:
+    """Give these interfaces back what a bond took from them; return how many needed it.
+
+    Refused for a slave of a bond that runs.
+    """
+    netlink = Netlink()
+    await netlink.open()
+    try:
+        return sum([await _restore_one(netlink, name) for name in interfaces])
+    finally:
+        await netlink.close()
+
+
+async def _restore_one(netlink: Netlink, name: str) -> bool:
+    facts = await netlink.facts(name)
+    marked = held_by_mark(facts)
+    if marked is None:
+        return False
+    bond, by_mark = marked
+    if paths.running(bond):
+        raise Refused(errno.EBUSY, [f"{name} is a slave of {bond}, which runs: ubond remove {bond} {name}"])
+    journal = Journal(paths.runtime_dir(), bond)
+    known = next((one for one in journal.load() if one.index == facts.index), by_mark)
+    if failures := await _give_back(netlink, journal, bond, known, facts):
+        raise failures[0]
+    if not journal.load():
+        paths.sweep(bond)
+    return True
