@@ -10,7 +10,7 @@ import logging
 
 from ubond import paths
 from ubond.bond.enslave import give_back, held_by_mark
-from ubond.bond.events import DoorError, Held, SlaveFacts
+from ubond.bond.events import DoorError, SlaveFacts
 from ubond.bond.options import Refused
 from ubond.doors import SlaveDoors
 from ubond.journal import Journal
@@ -25,13 +25,14 @@ async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
     What the kernel refuses stays in the journal, for the next attempt.
     """
     given = 0
+    doors = SlaveDoors(netlink, journal, bond)
     for held in journal.load():
         facts = await _facts_now(netlink, held.slave, held.index)
         if facts is None:
             journal.forget(held.slave)
             continue
         given += 1
-        for failure in await _give_back(netlink, journal, bond, held, facts):
+        for failure in await doors.perform_all(give_back(held, facts)):
             log.warning("%s: (slave %s): could not be given back whole: %s", bond, held.slave, failure)
     return given
 
@@ -45,17 +46,6 @@ async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts | No
         if error.errno != errno.ENODEV:
             raise
         return None
-
-
-async def _give_back(
-    netlink: Netlink, journal: Journal, bond: str, held: Held, facts: SlaveFacts
-) -> list[DoorError]:
-    """Undo what still holds of ours, then forget it; return what failed, and then do not forget."""
-    *undo, forget = give_back(held, facts)
-    failures = await SlaveDoors(netlink, journal, bond).perform_all(undo)
-    if not failures:
-        failures = await SlaveDoors(netlink, journal, bond).perform_all([forget])
-    return failures
 
 
 async def recover(bond: str) -> int:
@@ -92,7 +82,7 @@ async def _restore_one(netlink: Netlink, name: str) -> bool:
         raise Refused(errno.EBUSY, [f"{name} is a slave of {bond}, which runs: ubond remove {bond} {name}"])
     journal = Journal(paths.runtime_dir(), bond)
     known = next((one for one in journal.load() if one.index == facts.index), by_mark)
-    if failures := await _give_back(netlink, journal, bond, known, facts):
+    if failures := await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts)):
         raise failures[0]
     if not journal.load():
         paths.sweep(bond)
