@@ -5,6 +5,7 @@ Every `Action` has its branch in `Doors.perform`; every failure leaves as `DoorE
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -108,6 +109,7 @@ class Doors(SlaveDoors):
     def __init__(self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, *, bypass: bool) -> None:
         super().__init__(netlink, journal, tap.name)
         self.tap, self.datapath = tap, datapath
+        self._index = socket.if_nametoindex(tap.name)
         self.ports: dict[str, Port] = {}
         self._facts: dict[str, SlaveFacts] = {}
         self._bypass = bypass
@@ -168,8 +170,8 @@ class Doors(SlaveDoors):
         facts = await self.netlink.facts(slave)
         port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass)
         try:
-            port.set_promiscuous(self._promiscuous)
             self._facts[slave] = facts
+            port.set_promiscuous(self._receives_all(facts))
             await self._follow_offloads()
             self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
         except BaseException:
@@ -215,15 +217,26 @@ class Doors(SlaveDoors):
             self.datapath.rename(old, new)
 
     def set_promiscuous(self, on: bool, complain: Callable[[DoorError], None]) -> None:
-        """Let slaves receive frames to any MAC while something on the bond wants them."""
-        if on == self._promiscuous:
-            return
+        """Let slaves receive frames to any MAC while something on the bond wants them (see _receives_all)."""
         self._promiscuous = on
-        for port in self.ports.values():
+        for slave, port in self.ports.items():
             try:
-                port.set_promiscuous(on)
+                port.set_promiscuous(self._receives_all(self._facts[slave]))
             except DoorError as error:
                 complain(error)
+
+    def _receives_all(self, facts: SlaveFacts) -> bool:
+        """Whether a slave must take what its NIC would drop.
+
+        That is frames to any MAC, and tagged ones: a NIC with a filter for VLANs knows none of those
+        on the bond.  Enslaving switches the filter off; where it is fixed on, being promiscuous does.
+        """
+        filters = facts.features.get("rx-vlan-filter", False) and "rx-vlan-filter" in facts.fixed
+        return self._promiscuous or (filters and self._has_vlans())
+
+    def _has_vlans(self) -> bool:
+        """Whether a VLAN device stands on the bond."""
+        return any(link.lower == self._index and link.kind == "vlan" for link in self.netlink.links)
 
     def _port(self, slave: str) -> Port:
         if slave not in self.ports:

@@ -124,9 +124,12 @@ class Port:
     raw: socket.socket
     plain: socket.socket
     shortcomings: list[str] = field(default_factory=list)
+    promiscuous: bool = False
 
     def set_promiscuous(self, on: bool) -> None:
         """Receive frames to any MAC.  The membership goes with the socket: nothing to restore."""
+        if on == self.promiscuous:
+            return      # the kernel would count it twice
         request = struct.pack("iHH8s", self.index, _PACKET_MR_PROMISC, 0, b"")
         option = _PACKET_ADD_MEMBERSHIP if on else _PACKET_DROP_MEMBERSHIP
         try:
@@ -134,6 +137,7 @@ class Port:
         except OSError as error:
             if on:      # dropping what the kernel has dropped already is no failure
                 raise DoorError("PACKET_ADD_MEMBERSHIP", error.errno or errno.EIO, self.name) from None
+        self.promiscuous = on
 
     def send(self, frame: bytes) -> None:
         """Send one control frame the ordinary way, in front of no batch."""
