@@ -248,7 +248,7 @@ class Guest:
         if qemu is None:
             raise GuestError("no qemu-system-x86_64 here: apt-get install --no-install-recommends qemu-system-x86")
         # Not below TMPDIR if that is long: a unix socket's path has 107 characters.
-        self._directory = Path(tempfile.mkdtemp(prefix="ubond-guest-", dir="/tmp"))
+        self._directory = Path(tempfile.mkdtemp(prefix=f"ubond-guest-{os.getpid()}-", dir="/tmp"))
         self._open.callback(self._remove)
         self._exchange = self._directory / "exchange"
         self._fill_exchange(kernel)
