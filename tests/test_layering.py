@@ -48,6 +48,7 @@ MAY: dict[str, frozenset[str]] = {
     "datapath": frozenset({"_fastpath", "bond.table"}),
     # doors
     "paths": frozenset(),
+    "sandbox": frozenset(),
     "rtnl": LOW,
     "ethtool": LOW,
     "ports": LOW,
@@ -70,8 +71,8 @@ MAY: dict[str, frozenset[str]] = {
     "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink"}),
     "recovery": frozenset({"bond", "doors", "journal", "netlink", "paths"}),
     "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "netlink", "paths", "ports", "recovery"})
-    | {"service", "status", "wire"},
-    "daemon": frozenset({"assembly", "bond", "paths", "recovery"}),
+    | {"sandbox", "service", "status", "steering", "wire"},
+    "daemon": frozenset({"assembly", "bond", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

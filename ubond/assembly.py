@@ -26,8 +26,10 @@ from ubond.journal import Journal
 from ubond.netlink import Netlink
 from ubond.ports import TX_QUEUE, Tap, open_probe
 from ubond.recovery import give_back_all
+from ubond.sandbox import attempt
 from ubond.service import Service
 from ubond.status import Report, proc
+from ubond.steering import Steering
 from ubond.wire import MacAddr
 
 log = logging.getLogger("ubond")
@@ -46,8 +48,9 @@ def random_mac() -> MacAddr:
 class Desk:
     """What clients of the control socket talk to (`control.Handler`)."""
 
-    def __init__(self, service: Service, spec: BondSpec) -> None:
-        self.service, self.spec = service, spec
+    def __init__(self, service: Service, spec: BondSpec, confined: str) -> None:
+        """`confined`: what the process has given up, for `status`."""
+        self.service, self.spec, self._confined = service, spec, confined
         self.ended = asyncio.Event()
         self.notes: list[str] = []
         self._proc = ""
@@ -65,6 +68,7 @@ class Desk:
             "bypass": self.spec.bypass,
             "workers": 1,
             "offloads": doors.tap.offload_names(doors.offload),
+            "sandbox": self._confined,
             "shortcomings": doors.shortcomings,
             "counters": tap,
         }
@@ -103,6 +107,9 @@ class Desk:
         self.service.doors.tap.close()
         self.ended.set()
 
+    async def hook(self, call: str) -> dict[str, str]:
+        return {"loop": attempt(call), "helper": await asyncio.to_thread(attempt, call)}
+
     # ── the files that others read ──
 
     async def open(self) -> None:
@@ -135,7 +142,7 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
+async def assemble(spec: BondSpec, steering: Steering, confined: str) -> AsyncIterator[Desk]:
     """Build the bond of this spec; on leaving, give everything back."""
     async with contextlib.AsyncExitStack() as stack:
         netlink = Netlink()
@@ -152,7 +159,7 @@ async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
         probe = open_probe()
         stack.callback(probe.close)
         datapath = Datapath([(tap.descriptors[0], 0)], probe.fileno())
-        doors = Doors(tap, netlink, journal, datapath, bypass=spec.bypass)
+        doors = Doors(tap, netlink, journal, datapath, steering, bypass=spec.bypass)
         stack.callback(doors.close_ports)
         stack.callback(datapath.stop)
 
@@ -171,7 +178,7 @@ async def assemble(spec: BondSpec) -> AsyncIterator[Desk]:
         service = Service(bond, doors, device.index)
         stack.push_async_callback(service.shut)
         datapath.start()
-        desk = Desk(service, spec)
+        desk = Desk(service, spec, confined)
         with service.notes() as desk.notes:
             await _build(service, spec)
         await desk.open()

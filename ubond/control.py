@@ -76,6 +76,9 @@ class Handler(Protocol):
         The answer is sent after it; the daemon then closes the `Server` and ends.
         """
 
+    async def hook(self, call: str) -> dict[str, str]:
+        """What a system call comes to, by thread.  Asked only where UBOND_TEST_HOOKS=1."""
+
 
 # ── who asks ─────────────────────────────────────────────────────────────────────────
 
@@ -277,6 +280,8 @@ class Server:
                 notes = await handler.remove(request.slaves)
             case "down":
                 await handler.down()
+            case "hook":
+                return encode({"result": await handler.hook(request.call)})
         return encode({"result": {"notes": notes}})
 
     async def _monitor(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

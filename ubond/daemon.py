@@ -17,12 +17,15 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ubond import paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
+
+if TYPE_CHECKING:
+    from ubond.steering import Steering
 
 T = TypeVar("T")
 log = logging.getLogger("ubond")
@@ -78,7 +81,7 @@ def _start_in_background(spec: BondSpec) -> list[str]:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _detach()
+        _detach(writer)
         code = 1
         try:
             code = _be_the_daemon(spec, writer)
@@ -95,14 +98,16 @@ def _start_in_background(spec: BondSpec) -> list[str]:
     return list(outcome["notes"])
 
 
-def _detach() -> None:
-    """Leave the terminal and whatever the caller had open for input and output."""
+def _detach(keep: int) -> None:
+    """Leave the terminal and whatever the caller had open, but for this descriptor."""
     os.setsid()
     os.chdir("/")
     os.umask(0o022)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(null, standard)
+        os.dup2(null, standard, inheritable=False)
     os.close(null)
 
 
@@ -192,12 +197,19 @@ def _locked(bond: str) -> Iterator[None]:
 
 
 def _run(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
+    from ubond.sandbox import confine
+    from ubond.steering import Steering
+
     paths.make_runtime_dir()
-    with _locked(spec.name):
-        _with_loop(lambda: _serve(spec, ready))
+    with _locked(spec.name), contextlib.closing(Steering()) as steering:
+        confined = confine()
+        log.info("%s: sandbox: %s", spec.name, confined)
+        _with_loop(lambda: _serve(spec, ready, steering, confined))
 
 
-async def _serve(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
+async def _serve(
+    spec: BondSpec, ready: Callable[[list[str]], None], steering: Steering, confined: str
+) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     from ubond.assembly import assemble
 
@@ -205,7 +217,7 @@ async def _serve(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
     asked_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, asked_to_end.set)
-    async with assemble(spec) as desk:
+    async with assemble(spec, steering, confined) as desk:
         ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

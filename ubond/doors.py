@@ -40,7 +40,7 @@ from ubond.gates import GATE_MARK
 from ubond.journal import Journal
 from ubond.netlink import Netlink
 from ubond.ports import Port, Tap, offloads, open_port
-from ubond.steering import steer_to_first
+from ubond.steering import Steering
 from ubond.wire import MacAddr, rarp_announcement
 
 #: Actions that wait for nothing: they may be performed in the turn of the event that caused them.
@@ -106,9 +106,11 @@ class SlaveDoors:
 class Doors(SlaveDoors):
     """The kernel side of one bond: its TAP, its slaves' sockets and datapath, and `SlaveDoors`."""
 
-    def __init__(self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, *, bypass: bool) -> None:
+    def __init__(
+        self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, steering: Steering, *, bypass: bool
+    ) -> None:
         super().__init__(netlink, journal, tap.name)
-        self.tap, self.datapath = tap, datapath
+        self.tap, self.datapath, self._steering = tap, datapath, steering
         self._index = socket.if_nametoindex(tap.name)
         self.ports: dict[str, Port] = {}
         self._facts: dict[str, SlaveFacts] = {}
@@ -160,7 +162,7 @@ class Doors(SlaveDoors):
         have = len(self.tap.descriptors)
         if wanted <= have:
             return
-        steer_to_first(self.tap.descriptors[0], self.tap.name)
+        self._steering.to_first(self.tap.descriptors[0], self.tap.name)
         for queue in range(have, wanted):
             self.datapath.add_queue(self.tap.add_queue(), queue)
 

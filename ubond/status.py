@@ -290,6 +290,8 @@ def table(report: Report) -> str:
     lines = [f"{bond.name}: {_summary(bond)}", f"  {_details(report)}"]
     if not bond.monitored:
         lines.append("  no link monitor: set miimon, or a lost link is noticed only by what fails to be sent")
+    if "sandbox" in report.extra:
+        lines.append(f"  sandbox: {report.extra['sandbox']}")
     lines += [f"  {text}" for text in report.extra.get("shortcomings", ())]
     lines += ["", *_columns(_slave_rows(report))] if bond.slaves else ["", "no slaves"]
     lines += _counter_lines(report)
