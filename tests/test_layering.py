@@ -49,6 +49,7 @@ MAY: dict[str, frozenset[str]] = {
     # doors
     "paths": frozenset(),
     "sandbox": frozenset(),
+    "init": frozenset(),
     "rtnl": LOW,
     "ethtool": LOW,
     "ports": LOW,
@@ -72,7 +73,7 @@ MAY: dict[str, frozenset[str]] = {
     "recovery": frozenset({"bond", "doors", "journal", "netlink", "paths"}),
     "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "netlink", "paths", "ports", "recovery"})
     | {"sandbox", "service", "status", "steering", "wire"},
-    "daemon": frozenset({"assembly", "bond", "paths", "recovery", "sandbox", "steering"}),
+    "daemon": frozenset({"assembly", "bond", "init", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ubond import paths
+from ubond import init, paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
@@ -215,8 +215,16 @@ async def _serve(
 
     loop = asyncio.get_running_loop()
     asked_to_end = asyncio.Event()
+
+    def end(number: int) -> None:
+        if init.is_first() and not asked_to_end.is_set():
+            init.pass_on(number)
+        asked_to_end.set()
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, asked_to_end.set)
+        loop.add_signal_handler(number, end, number)
+    if init.is_first():
+        init.collect_orphans()
     async with assemble(spec, steering, confined) as desk:
         ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]

@@ -1,0 +1,161 @@
+"""ubond in a container of a real engine: two capabilities, one device, /proc/sys and /sys read-only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containers.container import FOREGROUND, Contained, ContainedBond, podman, why_not
+from tests.netns.world import HOST4, HOST6, PEER4, PEER6, Bond, assert_as_before, blast, finish, wait_until
+
+RATE = 10_000
+
+
+def _skip() -> str:
+    reason = why_not()
+    if reason:
+        print(f"containers are not tested: {reason}")
+    return reason
+
+
+_REASON = _skip() if os.environ.get("UBOND_NO_PODMAN") is None else "UBOND_NO_PODMAN is set"
+pytestmark = [pytest.mark.container, pytest.mark.skipif(bool(_REASON), reason=_REASON)]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Contained]:
+    with Contained() as world:
+        yield world
+
+
+def state_of(pid: int) -> dict[str, str]:
+    lines = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {key: value.strip() for key, value in lines}
+
+
+def outside_pid(world: Contained, inside: int) -> int:
+    """The number that a process of the container has outside."""
+    pids = subprocess.run(["ip", "netns", "pids", world.host.name], capture_output=True, text=True).stdout.split()
+    return next(int(pid) for pid in pids if state_of(int(pid))["NSpid"].split()[-1] == str(inside))
+
+
+def lose_nothing(world: Contained, bond: Bond) -> None:
+    """Pull the link that carries a load, twice; every datagram arrives."""
+    program = blast()
+    world.host.ping(PEER4)
+    receiver = world.peer.start(program, "udp-recv", "--seconds", "30", "--idle-ms", "1000")
+    sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", str(RATE), "--seconds", "5")
+    for _ in range(2):
+        nic = bond.active
+        assert nic is not None
+        before = world.host.counters(nic)["tx"]["packets"]
+        wait_until(lambda nic=nic, before=before: world.host.counters(nic)["tx"]["packets"] > before + RATE // 10,
+                   what=f"{nic} carries the load")  # fmt: skip
+        world.pull(nic)
+        wait_until(lambda nic=nic: bond.active not in (nic, None), what="failover")
+        world.plug(nic)
+        bond.wait_link(nic, "UP")
+    assert sender.poll() is None, "the load must have outlasted the last pull"
+    sent, received = finish(sender), finish(receiver)
+    assert sent["sent"] >= 0.9 * RATE * 5
+    assert received["received"] == sent["sent"]
+    assert len(bond.ask("history")["history"]) >= 2
+
+
+# ── under a shell ────────────────────────────────────────────────────────────────────
+
+
+def test_the_container_is_as_poor_as_it_is_meant_to_be(world: Contained) -> None:
+    state = state_of(world.pid)
+    assert int(state["CapEff"], 16) == int(state["CapBnd"], 16) == 1 << 12 | 1 << 13
+    for place in ("/proc/sys/net/ipv4/ip_forward", "/sys/class/net/lo/mtu"):
+        refused = world.exec("sh", "-c", f"echo 1 > {place}", check=False)
+        assert "Read-only file system" in refused.stderr
+
+
+def test_a_bond_comes_up_carries_traffic_both_ways_and_goes_leaving_no_trace(world: Contained) -> None:
+    before = world.picture()
+    with world.bond() as bond:
+        for address in (PEER4, PEER6):
+            world.host.ping(address, count=5)
+        for address in (HOST4, HOST6):
+            world.peer.ping(address, count=5)
+        assert {bond.slave(nic)["ubond"]["gate"] for nic in world.nics} == {"clsact"}
+        assert bond.ours["sandbox"].startswith("CAP_NET_ADMIN CAP_NET_RAW only, no new privileges, seccomp filter")
+    assert_as_before(before, world.picture)
+    assert world.exec("sh", "-c", "ls /run/ubond", check=False).returncode != 0
+
+
+def test_nothing_is_lost_in_a_container_when_the_active_link_is_pulled(world: Contained) -> None:
+    with world.bond() as bond:
+        lose_nothing(world, bond)
+
+
+def test_queue_id_needs_a_right_that_the_container_does_not_have_and_says_so(world: Contained) -> None:
+    with world.bond() as bond:
+        refused = world.ubond("set", "bond0", "eth2.queue_id=1", check=False)
+        assert refused.returncode != 0
+        assert "CAP_BPF" in refused.stderr
+        assert bond.links()
+        world.host.ping(PEER4)
+
+
+# ── as process 1 ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[tuple[Contained, ContainedBond]]:
+    """A container whose process 1 is the daemon; /share in it is `tmp_path`."""
+    with Contained(FOREGROUND, options=["-v", f"{tmp_path}:/share"]) as world:
+        yield world, world.foreground()
+
+
+def test_process_1_carries_traffic_and_loses_nothing(first: tuple[Contained, ContainedBond]) -> None:
+    world, bond = first
+    assert bond.pid == 1
+    world.host.ping(PEER4, count=5)
+    world.peer.ping(HOST4, count=5)
+    lose_nothing(world, bond)
+
+
+def test_process_1_collects_orphans(first: tuple[Contained, ContainedBond]) -> None:
+    world, _ = first
+    world.exec("sh", "-c", "(sh -c 'echo $$ > /share/orphan; exec sleep 0.5' &)")
+    orphan = int((world_share(world) / "orphan").read_text())
+    outside = outside_pid(world, orphan)
+    assert state_of(outside)["PPid"] == str(world.pid), "process 1 is its parent"
+    wait_until(lambda: not Path(f"/proc/{outside}").exists(), what="the orphan is collected")
+    world.host.ping(PEER4)
+
+
+def test_process_1_passes_its_signal_on_and_gives_the_nics_back(first: tuple[Contained, ContainedBond]) -> None:
+    world, _ = first
+    share = world_share(world)
+    podman(
+        "exec", "--detach", world.container, "sh", "-c",
+        'trap "echo TERM > /share/heard; exit" TERM; touch /share/ready; while :; do sleep 0.05; done',
+    )  # fmt: skip
+    wait_until((share / "ready").exists, what="the other process")
+    assert "(ubond)" in world.host.link("eth1")["ifalias"]
+    podman("kill", "--signal", "TERM", world.container)
+    wait_until(lambda: not world.inspect("State")["Running"], 15, "the container has ended")
+    assert world.inspect("State")["ExitCode"] == 0, world.logs()
+    assert (share / "heard").read_text() == "TERM\n"
+    assert sorted(world.host.links()) == ["eth1", "eth2", "lo"]
+    for nic in world.nics:
+        assert "ifalias" not in world.host.link(nic)
+        assert "clsact" not in world.host.run("tc", "qdisc", "show", "dev", nic).stdout
+
+
+def world_share(world: Contained) -> Path:
+    """Where /share of the container is outside."""
+    return next(Path(mount["Source"]) for mount in podman_mounts(world) if mount["Destination"] == "/share")
+
+
+def podman_mounts(world: Contained) -> list[dict[str, str]]:
+    mounts: list[dict[str, str]] = list(world.inspect("Mounts"))
+    return mounts
