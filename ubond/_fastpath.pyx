@@ -20,6 +20,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
 from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_unicast_to, kind_of
+from ubond._hash cimport xmit_hash
 from ubond._segment cimport HEADERS_MAX, cut_one, fp_cut, is_tunnel_gso, plan_cut
 from ubond._send cimport (
     ALIVE, BUSY, DEAD, SENT, ask_watch, backlog_add, flags_prove_death, found_alive, found_dead, send_plain, send_run,
@@ -1039,3 +1040,31 @@ def frame_kind(bytes frame):
 def frame_is_igmp(bytes frame):
     """Whether balance-rr sends this frame on the active slave."""
     return bool(is_igmp(<const uint8_t*><const char*>frame, len(frame)))
+
+
+def frame_hash(bytes frame, int policy):
+    """The transmit hash of a frame; `policy` as in `bond.hashing.HashPolicy`."""
+    return xmit_hash(<const uint8_t*><const char*>frame, len(frame), policy)
+
+
+def frame_hash_ns(list frames, int policy, uint32_t rounds):
+    """ns per frame to hash `frames` (at most BATCH) `rounds` times over, as the worker would."""
+    cdef const uint8_t* start[BATCH]
+    cdef uint32_t length[BATCH]
+    cdef uint32_t n = len(frames), i, k
+    cdef volatile uint32_t hash
+    cdef int64_t began
+    cdef bytes frame
+    if not 0 < n <= BATCH or not rounds:
+        raise ValueError("from 1 to BATCH frames, and at least one round")
+    for i in range(n):
+        frame = frames[i]
+        start[i] = frame
+        length[i] = len(frame)
+    with nogil:
+        began = fp_now()
+        for k in range(rounds):
+            for i in range(n):
+                hash = xmit_hash(start[i], length[i], policy)     # volatile: never left out
+        began = fp_now() - began
+    return began / (<double>rounds * n)
