@@ -258,9 +258,7 @@ EXTENSION = bytes((17, 0)) + bytes(6)
         pytest.param(eth(0x86DD, ip6(4, INNER)), id="ipv4 in ipv6"),
         pytest.param(eth(0x0800, ip4(47, bytes.fromhex("00000800") + INNER)), id="gre"),
         pytest.param(eth(0x0800, ip4(47, GRE_ALL + INNER)), id="gre with everything"),
-        pytest.param(
-            eth(0x0800, ip4(47, bytes.fromhex("00006558") + eth(0x0800, INNER))), id="ethernet in gre"
-        ),
+        pytest.param(eth(0x0800, ip4(47, bytes.fromhex("00006558") + eth(0x0800, INNER))), id="ethernet in gre"),
         pytest.param(eth(0x0800, ip4(47, PPTP + INNER)), id="pptp"),
         pytest.param(eth(0x8864, bytes.fromhex("1100000100000021") + INNER), id="pppoe"),
         pytest.param(eth(0x8864, bytes.fromhex("11000001000021") + INNER), id="pppoe, type in one byte"),

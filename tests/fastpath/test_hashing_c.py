@@ -53,21 +53,13 @@ def by_protocol(draw, v6: bool, depth: int) -> tuple[int, bytes]:
         if protocol == 44:
             return protocol, bytes((following, 0)) + draw(st.binary(min_size=6, max_size=6)) + rest
         size = draw(st.integers(0, 2))
-        return protocol, bytes((following, size)) + draw(
-            st.binary(min_size=6 + 8 * size, max_size=6 + 8 * size)
-        ) + rest
+        return protocol, bytes((following, size)) + draw(st.binary(min_size=6 + 8 * size, max_size=6 + 8 * size)) + rest
     protocol = draw(st.sampled_from([*TAILS, *([0, 43, 44, 60] if not v6 else [])]))
     payload = draw(st.binary(min_size=TAILS.get(protocol, 8), max_size=80))
     if protocol in (ICMP, ICMPV6):
         kind = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 14, 128, 129, 135]))
         quote = draw(ip(v6, 0)) if depth and draw(st.booleans()) else payload[8:]
-        payload = (
-            bytes((kind,))
-            + payload[1:4]
-            + draw(st.sampled_from([b"\0\0", b"\x12\x34"]))
-            + payload[6:8]
-            + quote
-        )
+        payload = bytes((kind,)) + payload[1:4] + draw(st.sampled_from([b"\0\0", b"\x12\x34"])) + payload[6:8] + quote
     return protocol, payload
 
 
@@ -75,9 +67,7 @@ def by_protocol(draw, v6: bool, depth: int) -> tuple[int, bytes]:
 def ip(draw, v6: bool, depth: int) -> bytes:
     protocol, payload = draw(by_protocol(v6, depth))
     if v6:
-        return (
-            bytes((0x60, 0, 0, 0, 0, 0, protocol, 64)) + draw(st.binary(min_size=32, max_size=32)) + payload
-        )
+        return bytes((0x60, 0, 0, 0, 0, 0, protocol, 64)) + draw(st.binary(min_size=32, max_size=32)) + payload
     words = draw(st.sampled_from([5, 5, 5, 5, 6, 15, 4, 0]))
     fragment = draw(st.sampled_from([0, 0, 0, 0, 0x4000, 0x2000, 1, 0x1FFF]))
     head = struct.pack("!BBHHHBBH", 0x40 | words, 0, 0, 0, fragment, 64, protocol, 0)
@@ -86,9 +76,7 @@ def ip(draw, v6: bool, depth: int) -> bytes:
 
 @st.composite
 def gre(draw, depth: int) -> bytes:
-    flags = draw(
-        st.sampled_from([0x0000, 0x8000, 0x2000, 0x1000, 0xB000, 0x2001, 0x3081, 0x0001, 0x4000, 0x0002])
-    )
+    flags = draw(st.sampled_from([0x0000, 0x8000, 0x2000, 0x1000, 0xB000, 0x2001, 0x3081, 0x0001, 0x4000, 0x0002]))
     size = sum(4 for bit in (0x8000, 0x2000, 0x1000) if flags & bit)
     if flags & 1:
         v6 = draw(st.booleans())
@@ -104,9 +92,7 @@ def gre(draw, depth: int) -> bytes:
 @st.composite
 def by_type(draw, depth: int) -> tuple[int, bytes]:
     """An EtherType and what it announces."""
-    kind = draw(
-        st.sampled_from([0x0800, 0x0800, 0x86DD, 0x86DD, 0x8100, 0x88A8, 0x8864, 0x892F, 0x88FB, 0x4305, 0])
-    )
+    kind = draw(st.sampled_from([0x0800, 0x0800, 0x86DD, 0x86DD, 0x8100, 0x88A8, 0x8864, 0x892F, 0x88FB, 0x4305, 0]))
     if kind in (0x0800, 0x86DD):
         return kind, draw(ip(kind == 0x86DD, depth))
     if not depth or not kind:
@@ -114,8 +100,7 @@ def by_type(draw, depth: int) -> tuple[int, bytes]:
     if kind == 0x8864:
         v6 = draw(st.booleans())
         number = draw(
-            st.sampled_from(["0057", "57"] if v6 else ["0021", "21"])
-            | st.sampled_from(["c021", "0281", "0020"])
+            st.sampled_from(["0057", "57"] if v6 else ["0021", "21"]) | st.sampled_from(["c021", "0281", "0020"])
         )
         code = draw(st.sampled_from(["1100", "1100", "1109", "2100"]))
         return kind, bytes.fromhex(code + "00010000" + number) + draw(ip(v6, depth - 1))
@@ -182,17 +167,11 @@ def test_twins_agree_where_the_walk_is_cut_off(headers, tags):
     packet = ports
     for level in range(headers):
         packet = (
-            struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, 4 if level else UDP, 0)
-            + bytes((10, level) * 4)
-            + packet
+            struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, 4 if level else UDP, 0) + bytes((10, level) * 4) + packet
         )
     agree(bytes(range(12)) + tag + b"\x08\x00" + packet)
-    chain = (
-        b"".join(bytes((60 if level else UDP, 0)) + bytes(6) for level in reversed(range(headers))) + ports
-    )
-    agree(
-        bytes(range(12)) + tag + b"\x86\xdd" + bytes((0x60, 0, 0, 0, 0, 0, 60, 64)) + bytes(range(32)) + chain
-    )
+    chain = b"".join(bytes((60 if level else UDP, 0)) + bytes(6) for level in reversed(range(headers))) + ports
+    agree(bytes(range(12)) + tag + b"\x86\xdd" + bytes((0x60, 0, 0, 0, 0, 0, 60, 64)) + bytes(range(32)) + chain)
     agree(bytes(range(12)) + b"\x81\x00\x00\x05" * headers + b"\x08\x00" + packet)
     agree(bytes(range(12)) + b"\x88\xa8\x00\x05" * headers + b"\x88\x47" + packet)
 
@@ -211,6 +190,13 @@ def test_twins_agree_on_types_that_end_the_walk(kind):
 
 def test_an_unknown_policy_is_hashed_as_layer2():
     assert _fastpath.frame_hash(FRAMES[0], 99) == xmit_hash(FRAMES[0], HashPolicy.LAYER2)
+
+
+def test_the_stopwatch_wants_a_batch_and_a_round():
+    assert _fastpath.frame_hash_ns(FRAMES[:64], HashPolicy.LAYER2, 10) > 0
+    for frames, rounds in (([], 1), (FRAMES[:65], 1), (FRAMES[:1], 0)):
+        with pytest.raises(ValueError, match="from 1 to BATCH frames"):
+            _fastpath.frame_hash_ns(frames, HashPolicy.LAYER2, rounds)
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────
@@ -285,9 +271,7 @@ def harness(tmp_path_factory):
     def run(frames: list[bytes], beyond: int) -> subprocess.CompletedProcess[str]:
         lines = "\n".join(frame.hex() for frame in frames)
         command = [sys.executable, "-c", DRIVER, str(beyond)]
-        return subprocess.run(
-            command, cwd=folder, env=env, input=lines, capture_output=True, text=True, timeout=300
-        )
+        return subprocess.run(command, cwd=folder, env=env, input=lines, capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -296,13 +280,7 @@ def test_nothing_is_read_beyond_the_frame(harness):
     one_of_each = {one["kind"]: frame for one, frame in zip(RECORDED, FRAMES, strict=True)}
     tags = [bytes(12) + b"\x81\x00\x00\x05" * n + b"\x88\x47" + bytes(4) for n in range(1, 10)]
     batman = bytes(12) + b"\x43\x05\x40\x0f" + bytes(20) + b"\x88\xca" + bytes(20)
-    chain = (
-        bytes(12)
-        + b"\x86\xdd"
-        + bytes((0x60, 0, 0, 0, 0, 0, 0, 64))
-        + bytes(32)
-        + bytes((60, 0, *bytes(6))) * 17
-    )
+    chain = bytes(12) + b"\x86\xdd" + bytes((0x60, 0, 0, 0, 0, 0, 0, 64)) + bytes(32) + bytes((60, 0, *bytes(6))) * 17
     found = harness([*one_of_each.values(), *tags, batman, chain], beyond=0)
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout == "done\n"
