@@ -640,7 +640,9 @@ cdef int read_link(fp_shared* s, fp_port* p) noexcept nogil:
         link = fp_carrier(s.probe, p.name)
     if link < 0:
         link = fp_mii_link(s.probe, p.name)
-    if link < 0:
+    if link < 0 or (link and load_int(&p.reading) != 1):
+        # Some drivers answer from the PHY seconds before the kernel lets a frame through: a rise
+        # is believed when the kernel says so too.  A fall is believed at once.
         link = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
     return link
 

@@ -47,7 +47,7 @@ def test_every_line_of_the_worker_and_the_watch_is_free_of_python(output):
 
 def test_what_the_frame_path_includes_is_free_of_python(output):
     code = (output / "_fastpath.c").read_text()
-    names = r"__pyx_f_5ubond_(?:5_send|6_frame|5_vnet)_\w+"
+    names = r"__pyx_f_5ubond_(?:5_send|6_frame|5_vnet|5_hash|8_segment)_\w+"
     bodies = re.findall(rf"^static [^;{{}}]*?({names})\([^;{{}}]*\) \{{\n(.*?)^\}}", code, re.M | re.S)
     seen = {name for name, _ in bodies}
     assert {"__pyx_f_5ubond_5_send_send_run", "__pyx_f_5ubond_5_vnet_vnet_put_tag_back"} <= seen
