@@ -5,11 +5,13 @@ PYTHON = .venv/bin/python
 # An ordinary user gets a user namespace where the system allows that, and a clear line where not.
 WORLD = $(PYTHON) -m ubond.lab world --
 
-.PHONY: help demo test bench build lint clean
+.PHONY: help demo test guest containers bench build lint clean
 
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
 	@echo "make test    the whole test suite"
+	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
+	@echo "make containers  podman containers with two capabilities (a minute)"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make lint    ruff and mypy alone"
@@ -21,7 +23,15 @@ demo:
 
 test:
 	@tools/prepare test
-	@$(WORLD) $(PYTHON) -m pytest $(TESTS)
+	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container" $(TESTS)
+
+guest:
+	@tools/prepare guest
+	@$(PYTHON) -m pytest -m guest tests/guest
+
+containers:
+	@tools/prepare containers
+	@$(PYTHON) -m pytest -m container tests/containers
 
 bench:
 	@tools/prepare bench
