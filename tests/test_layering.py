@@ -16,7 +16,7 @@ PURE = {
 }  # fmt: skip
 #: Who may import what is not in the standard library.
 THIRD_PARTY = {
-    "pyroute2": {"addresses", "gates", "netlink", "rtnl"},
+    "pyroute2": {"addresses", "gate_bridge", "gate_clsact", "netlink", "rtnl"},
     "pytun": {"ports"},
     "uvloop": {"daemon"},
 }
@@ -56,7 +56,10 @@ MAY: dict[str, frozenset[str]] = {
     "steering": LOW,
     "uppers": LOW,
     "addresses": LOW | {"rtnl"},
-    "gates": LOW | {"rtnl"},
+    "gate_clsact": LOW | {"rtnl"},
+    "gate_nft": LOW | {"gate_clsact"},
+    "gate_bridge": LOW | {"rtnl"},
+    "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},
     "journal": LOW | {"paths"},
     "doors": LOW | {"bond.table", "datapath", "gates", "journal", "netlink", "ports", "steering"},

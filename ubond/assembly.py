@@ -159,7 +159,7 @@ async def assemble(spec: BondSpec, steering: Steering, confined: str) -> AsyncIt
         probe = open_probe()
         stack.callback(probe.close)
         datapath = Datapath([(tap.descriptors[0], 0)], probe.fileno())
-        doors = Doors(tap, netlink, journal, datapath, steering, bypass=spec.bypass)
+        doors = Doors(tap, netlink, journal, datapath, steering, bypass=spec.bypass, gate=spec.gate)
         stack.callback(doors.close_ports)
         stack.callback(datapath.stop)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ubond.bond.options import OPTIONS, Kind, Mode, Option, OptionError, apply_order, find
 from ubond.bond.settings import Settings, check_supported, check_when
-from ubond.bond.spec import BondSpec, SlaveSpec, SpecError, check_name
+from ubond.bond.spec import GATES, BondSpec, SlaveSpec, SpecError, check_name
 from ubond.wire import MacAddr, WireError
 
 #: Capabilities that a bond needs, by their bit in CapEff.
@@ -85,6 +85,11 @@ def _add_running_arguments(group: Any) -> None:
         "--no-bypass", dest="bypass", action="store_false",
         help="send through the slaves' queueing disciplines, so that tcpdump and tc see the frames; slower, "
         "and a lost link is noticed later",
+    )  # fmt: skip
+    group.add_argument(
+        "--gate", choices=GATES, default="auto",
+        help="what keeps the slaves' own stacks from receiving and sending: classic BPF on a clsact qdisc, "
+        "nftables netdev chains, or a private bridge (receiving only); auto takes the first that the kernel has",
     )  # fmt: skip
     group.add_argument("--workers", metavar="N", type=int, default=1, help="threads that move frames (this version: 1)")
     group.add_argument(
@@ -214,6 +219,7 @@ def spec_from(args: argparse.Namespace) -> BondSpec:
         strict=args.strict,
         take_addresses=args.take_addresses,
         bypass=args.bypass,
+        gate=args.gate,
         workers=args.workers,
     )
 

@@ -36,7 +36,7 @@ from ubond.bond.events import (
 )
 from ubond.bond.table import TxTable
 from ubond.datapath import Datapath
-from ubond.gates import GATE_MARK
+from ubond.gates import GATE_MARK, closes_egress
 from ubond.journal import Journal
 from ubond.netlink import Netlink
 from ubond.ports import Port, Tap, offloads, open_port
@@ -50,8 +50,9 @@ INSTANT = (PublishTable, SetBondCarrier, SendFrames, AnnounceSeen)
 class SlaveDoors:
     """What can be done to a slave without a bond: all that giving it back needs."""
 
-    def __init__(self, netlink: Netlink, journal: Journal, bond: str) -> None:
-        self.netlink, self.journal, self.bond = netlink, journal, bond
+    def __init__(self, netlink: Netlink, journal: Journal, bond: str, gate: str = "auto") -> None:
+        """`gate`: which kind closes slaves (see `gates`)."""
+        self.netlink, self.journal, self.bond, self._gate = netlink, journal, bond, gate
         self.gates: dict[str, str] = {}
 
     async def perform(self, action: Action) -> None:
@@ -71,7 +72,7 @@ class SlaveDoors:
             case SetSlaveAlias(slave, alias):
                 await netlink.set_alias(slave, alias)
             case CloseGates(slave):
-                self.gates[slave] = await netlink.close_gates(slave)
+                self.gates[slave] = await netlink.close_gates(slave, self._gate)
             case OpenGates(slave):
                 self.gates.pop(slave, None)
                 await netlink.open_gates(slave)
@@ -83,6 +84,7 @@ class SlaveDoors:
             case Remember(held):
                 self.journal.remember(held)
             case Forget(slave):
+                await netlink.forget_gates()
                 self.journal.forget(slave)
             case _:
                 raise AssertionError(f"no door for {action}")
@@ -107,9 +109,10 @@ class Doors(SlaveDoors):
     """The kernel side of one bond: its TAP, its slaves' sockets and datapath, and `SlaveDoors`."""
 
     def __init__(
-        self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, steering: Steering, *, bypass: bool
-    ) -> None:
-        super().__init__(netlink, journal, tap.name)
+        self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, steering: Steering, *, bypass: bool,
+        gate: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(netlink, journal, tap.name, gate)
         self.tap, self.datapath, self._steering = tap, datapath, steering
         self._index = socket.if_nametoindex(tap.name)
         self.ports: dict[str, Port] = {}
@@ -208,6 +211,11 @@ class Doors(SlaveDoors):
             size = min(facts.gso_max_size for facts in slaves)
             await self.netlink.set_gso(self.tap.name, min(size, 65536), min(f.gso_max_segs for f in slaves))
 
+    async def look_at_gate(self, slave: str) -> None:
+        """Close a slave's gates again if they no longer are."""
+        if slave in self.gates and not await self.netlink.gate_present(slave):
+            self.gates[slave] = await self.netlink.close_gates(slave, self._gate)
+
     def rename(self, old: str, new: str) -> None:
         """A slave's interface has another name now."""
         if old in self.gates:
@@ -248,7 +256,13 @@ class Doors(SlaveDoors):
     @property
     def shortcomings(self) -> list[str]:
         """What could not be had here, each said once."""
-        return list(dict.fromkeys(text for port in self.ports.values() for text in port.shortcomings))
+        said = [text for port in self.ports.values() for text in port.shortcomings]
+        said += [
+            f"the gate of {slave} leaves egress open: its own stack may still send ({gate})"
+            for slave, gate in self.gates.items()
+            if not closes_egress(gate)
+        ]
+        return list(dict.fromkeys(said))
 
     def close_ports(self) -> None:
         """Close what is still open; the datapath has stopped."""

@@ -211,13 +211,18 @@ class Netlink:
         """Switch one of ethtool's features; DoorError(EOPNOTSUPP) where it did not take."""
         await asyncio.to_thread(self._ethtool.set_feature, name, feature, on)
 
-    async def close_gates(self, name: str) -> str:
-        """Close both gates of a slave (see `gates`) and return the name of the kind in use."""
-        return await self._gates.close(name, await self._index(name))
+    async def close_gates(self, name: str, kind: str = "auto") -> str:
+        """Close the gates of a slave (see `gates`), and return what the kind in use is called."""
+        return await self._gates.close(name, await self._index(name), kind)
 
     async def open_gates(self, name: str) -> None:
         """Remove what close_gates made, and only that."""
         await self._gates.open(name, await self._index(name))
+
+    async def forget_gates(self, *indices: int) -> None:
+        """Remove what of their gates outlives these interfaces and all that were closed, where they are gone."""
+        for index in {*indices, *self._gates.closed} - self._links.keys():
+            await self._gates.forget(index)
 
     async def gate_present(self, name: str) -> bool:
         """Whether both gates are closed; somebody may have removed them."""

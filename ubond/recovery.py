@@ -29,6 +29,7 @@ async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
     for held in journal.load():
         facts = await _facts_now(netlink, held.slave, held.index)
         if facts is None:
+            await netlink.forget_gates(held.index)
             journal.forget(held.slave)
             continue
         given += 1

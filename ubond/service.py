@@ -201,6 +201,7 @@ class Service:
                 self.doors.rename(old, new)
                 self._indices[new] = self._indices.pop(old, index)
                 self.feed(SlaveRenamed(old, new))
+                self._loop.create_task(self._follow_gate(new))
             case LinkGone(name, index, why):
                 if index == self.index:
                     self._bond_gone(why)
@@ -231,6 +232,15 @@ class Service:
         except DoorError as error:
             if self._has(slave):
                 self._tell(Log(Level.WARNING, f"offloads could not be followed: {error}", slave))
+
+    async def _follow_gate(self, slave: str) -> None:
+        """Some gates belong to a name, and the slave has another one now."""
+        await self._queue.join()
+        try:
+            await self.doors.look_at_gate(slave)
+        except DoorError as error:
+            if self._has(slave):
+                self._tell(Log(Level.WARNING, f"its gate could not be closed again: {error}", slave))
 
     def _bond_changed(self, link: Link) -> None:
         seen = self.bond.snapshot()

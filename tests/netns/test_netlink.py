@@ -367,7 +367,7 @@ def test_an_ingress_qdisc_in_the_place_of_clsact_is_refused(pair: tuple[Namespac
     host.run("tc", "qdisc", "add", "dev", "eth1", "ingress")
     before = tc(host)
     with pytest.raises(DoorError, match="qdisc ingress") as refused:
-        doing(host, lambda netlink: netlink.close_gates("eth1"))
+        doing(host, lambda netlink: netlink.close_gates("eth1", "clsact"))
     assert refused.value.errno == errno.EEXIST
     assert tc(host) == before
 

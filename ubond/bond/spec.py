@@ -14,6 +14,8 @@ from ubond.wire import MacAddr as MacAddr
 
 #: IFNAMSIZ less the final zero.
 NAME_MAX = 15
+#: What may close a slave to its own stack; `auto` takes the first of the others that can be had.
+GATES = ("auto", "clsact", "nft", "bridge")
 
 
 class SpecError(ValueError):
@@ -52,6 +54,7 @@ class BondSpec:
     `options` maps option names to texts as written, only those that were written;
     `addresses` go on the bond, `broadcast` belongs to the first IPv4 address,
     `gateways` become default routes.  `mac`, `mtu`: None leaves the choice to the bond.
+    `gate`: one of GATES, what keeps a slave's own stack from taking part.
     """
 
     name: str
@@ -65,6 +68,7 @@ class BondSpec:
     strict: bool = False
     take_addresses: bool = False
     bypass: bool = True
+    gate: str = "auto"
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -79,5 +83,7 @@ class BondSpec:
             seen.add(slave.name)
         if self.mtu is not None and not 68 <= self.mtu <= 65521:
             raise SpecError(f"mtu {self.mtu} is out of range (68 - 65521)")
+        if self.gate not in GATES:
+            raise SpecError(f"gate {self.gate!r} is none of {', '.join(GATES)}")
         if self.mac is not None and not self.mac.is_valid_unicast:
             raise SpecError(f"{self.mac} cannot be the address of an interface")
