@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,24 +9,33 @@ from pathlib import Path
 import pytest
 
 from tests.containers.container import FOREGROUND, Contained, ContainedBond, podman, why_not
-from tests.netns.world import HOST4, HOST6, PEER4, PEER6, Bond, assert_as_before, blast, finish, wait_until
+from tests.netns.world import (
+    HOST4,
+    HOST6,
+    PEER4,
+    PEER6,
+    Bond,
+    assert_as_before,
+    blast,
+    finish,
+    start_receiver,
+    wait_until,
+)
 
 RATE = 10_000
 
-
-def _skip() -> str:
-    reason = why_not()
-    if reason:
-        print(f"containers are not tested: {reason}")
-    return reason
+pytestmark = pytest.mark.container
 
 
-_REASON = _skip() if os.environ.get("UBOND_NO_PODMAN") is None else "UBOND_NO_PODMAN is set"
-pytestmark = [pytest.mark.container, pytest.mark.skipif(bool(_REASON), reason=_REASON)]
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> None:
+    """Skip, with the engine's own reason, where this machine cannot run podman at all."""
+    if reason := why_not():
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Contained]:
+def world(engine: None) -> Iterator[Contained]:
     with Contained() as world:
         yield world
 
@@ -47,7 +55,7 @@ def lose_nothing(world: Contained, bond: Bond) -> None:
     """Pull the link that carries a load, twice; every datagram arrives."""
     program = blast()
     world.host.ping(PEER4)
-    receiver = world.peer.start(program, "udp-recv", "--seconds", "30", "--idle-ms", "1000")
+    receiver = start_receiver(world.peer)
     sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", str(RATE), "--seconds", "5")
     for _ in range(2):
         nic = bond.active
@@ -108,7 +116,7 @@ def test_queue_id_needs_a_right_that_the_container_does_not_have_and_says_so(wor
 
 
 @pytest.fixture
-def first(tmp_path: Path) -> Iterator[tuple[Contained, ContainedBond]]:
+def first(engine: None, tmp_path: Path) -> Iterator[tuple[Contained, ContainedBond]]:
     """A container whose process 1 is the daemon; /share in it is `tmp_path`."""
     with Contained(FOREGROUND, options=["-v", f"{tmp_path}:/share"]) as world:
         yield world, world.foreground()

@@ -23,6 +23,7 @@ from tests.netns.world import (
     assert_as_before,
     blast,
     finish,
+    start_receiver,
     wait_until,
 )
 from ubond.wire import MacAddr
@@ -151,7 +152,7 @@ def test_the_slaves_own_stack_sends_link_local_frames_alone(world: World, bond: 
 def test_nothing_is_lost_when_the_active_link_is_pulled(world: World, bond: Bond) -> None:
     """The egress hook of nftables sees what a bypassing socket sends: it must not hide the dead link."""
     program, rate = blast(), 10_000
-    receiver = world.peer.start(program, "udp-recv", "--seconds", "20", "--idle-ms", "1000")
+    receiver = start_receiver(world.peer)
     sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", str(rate), "--seconds", "2.5")
     nic = bond.active
     assert nic is not None
