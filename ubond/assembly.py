@@ -12,11 +12,11 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from ubond import __version__, paths
 from ubond.bond.core import Bond
-from ubond.bond.events import BondOpened
+from ubond.bond.events import BondOpened, DoorError
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
 from ubond.control import Assignment, Server
@@ -48,9 +48,13 @@ def random_mac() -> MacAddr:
 class Desk:
     """What clients of the control socket talk to (`control.Handler`)."""
 
-    def __init__(self, service: Service, spec: BondSpec, confined: str) -> None:
+    def __init__(
+        self, service: Service, spec: BondSpec, confined: str, rename_lock: Callable[[str], bool]
+    ) -> None:
         """`confined`: what the process has given up, for `status`."""
-        self.service, self.spec, self._confined = service, spec, confined
+        self.service, self.spec, self._confined, self._rename_lock = service, spec, confined, rename_lock
+        self.files = spec.name
+        """The name that the bond's files have: its own, unless that name's belong to another bond."""
         self.ended = asyncio.Event()
         self.notes: list[str] = []
         self._proc = ""
@@ -115,14 +119,30 @@ class Desk:
     async def open(self) -> None:
         self.service.on_change = self._write_proc
         self.service.on_news = self._server.publish
+        self.service.on_rename = self._renamed
         self._write_proc()
-        await self._server.start(paths.socket_path(self.spec.name))
+        await self._server.start(paths.socket_path(self.files))
 
     async def close(self) -> None:
         self.service.on_change = lambda: None
         await self._server.close()
-        for path in (paths.proc_path(self.spec.name), paths.socket_path(self.spec.name)):
+        for path in (paths.proc_path(self.files), paths.socket_path(self.files)):
             path.unlink(missing_ok=True)
+
+    def _renamed(self, name: str) -> bool:
+        """The bond's device has another name: whoever asks for it finds it under that one, if it is free."""
+        old = self.files
+        try:
+            if not self._rename_lock(name):
+                log.error("%s: files of another bond %s are there: control stays at %s", name, name, old)
+                return False
+            self._server.rename(name, paths.socket_path(name))
+        except (OSError, DoorError) as error:
+            log.error("%s: the files of %s could not follow its name: %s", name, old, error)
+        self.files, self._proc = name, ""
+        paths.proc_path(old).unlink(missing_ok=True)
+        self._write_proc()
+        return True
 
     def _write_proc(self) -> None:
         """Keep /proc/net/bonding's text where programs can read it, whole at every moment."""
@@ -130,7 +150,7 @@ class Desk:
         if text == self._proc:
             return
         self._proc = text
-        path = paths.proc_path(self.spec.name)
+        path = paths.proc_path(self.files)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_name(f".{path.name}.new")
@@ -138,12 +158,17 @@ class Desk:
             fresh.chmod(0o644)
             fresh.rename(path)
         except OSError as error:
-            log.warning("%s: %s could not be written: %s", self.spec.name, path, error)
+            log.warning("%s: %s could not be written: %s", self.files, path, error)
 
 
 @contextlib.asynccontextmanager
-async def assemble(spec: BondSpec, steering: Steering, confined: str) -> AsyncIterator[Desk]:
-    """Build the bond of this spec; on leaving, give everything back."""
+async def assemble(
+    spec: BondSpec, steering: Steering, confined: str, rename_lock: Callable[[str], bool]
+) -> AsyncIterator[Desk]:
+    """Build the bond of this spec; on leaving, give everything back.
+
+    `rename_lock` lets the bond's lock follow the name of its device (`daemon.Lock.rename`).
+    """
     async with contextlib.AsyncExitStack() as stack:
         netlink = Netlink()
         await netlink.open()
@@ -178,7 +203,7 @@ async def assemble(spec: BondSpec, steering: Steering, confined: str) -> AsyncIt
         service = Service(bond, doors, device.index)
         stack.push_async_callback(service.shut)
         datapath.start()
-        desk = Desk(service, spec, confined)
+        desk = Desk(service, spec, confined, rename_lock)
         with service.notes() as desk.notes:
             await _build(service, spec)
         await desk.open()

@@ -180,9 +180,23 @@ def _log_to_system() -> None:
 # ── the daemon itself ────────────────────────────────────────────────────────────────
 
 
+class Lock:
+    """The lock of a bond, which may get another name."""
+
+    def __init__(self, bond: str) -> None:
+        self.bond = bond
+
+    def rename(self, bond: str) -> bool:
+        """Follow the bond's new name; False if that name's files belong to another bond."""
+        followed = paths.rename_lock(self.bond, bond)
+        self.bond = bond if followed else self.bond
+        return followed
+
+
 @contextlib.contextmanager
-def _locked(bond: str) -> Iterator[None]:
+def _locked(bond: str) -> Iterator[Lock]:
     """Hold the bond's lock: as long as it is held the daemon lives, whatever a PID may say."""
+    lock = Lock(bond)
     fd = paths.lock(bond)
     if fd is None:
         raise Refused(errno.EEXIST, [f"{bond} is already running"])
@@ -190,9 +204,9 @@ def _locked(bond: str) -> Iterator[None]:
         # Of a daemon that died: nobody answers here, and what is written there is not true any more.
         for path in (paths.socket_path(bond), paths.proc_path(bond)):
             path.unlink(missing_ok=True)
-        yield
+        yield lock
     finally:
-        paths.unlock(bond, fd)
+        paths.unlock(lock.bond, fd)
         paths.remove_empty_dirs()
 
 
@@ -201,14 +215,14 @@ def _run(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
     from ubond.steering import Steering
 
     paths.make_runtime_dir()
-    with _locked(spec.name), contextlib.closing(Steering()) as steering:
+    with _locked(spec.name) as lock, contextlib.closing(Steering()) as steering:
         confined = confine()
         log.info("%s: sandbox: %s", spec.name, confined)
-        _with_loop(lambda: _serve(spec, ready, steering, confined))
+        _with_loop(lambda: _serve(spec, lock, ready, steering, confined))
 
 
 async def _serve(
-    spec: BondSpec, ready: Callable[[list[str]], None], steering: Steering, confined: str
+    spec: BondSpec, lock: Lock, ready: Callable[[list[str]], None], steering: Steering, confined: str
 ) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     from ubond.assembly import assemble
@@ -225,7 +239,7 @@ async def _serve(
         loop.add_signal_handler(number, end, number)
     if init.is_first():
         init.collect_orphans()
-    async with assemble(spec, steering, confined) as desk:
+    async with assemble(spec, steering, confined, lock.rename) as desk:
         ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

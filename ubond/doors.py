@@ -12,6 +12,7 @@ from functools import partial
 from ubond.bond.events import (
     Action,
     AnnounceSeen,
+    ClearSlaveMaster,
     CloseGates,
     ClosePort,
     DoorError,
@@ -21,6 +22,7 @@ from ubond.bond.events import (
     OpenPort,
     PublishTable,
     Remember,
+    RemoveAddress,
     SendFrames,
     SetBondCarrier,
     SetBondMac,
@@ -71,6 +73,10 @@ class SlaveDoors:
                 await netlink.set_addr_gen_mode(slave, mode)
             case SetSlaveAlias(slave, alias):
                 await netlink.set_alias(slave, alias)
+            case ClearSlaveMaster(slave):
+                await netlink.clear_master(slave)
+            case RemoveAddress(slave, address):
+                await netlink.remove_address(slave, address)
             case CloseGates(slave):
                 self.gates[slave] = await netlink.close_gates(slave, self._gate)
             case OpenGates(slave):
@@ -193,13 +199,20 @@ class Doors(SlaveDoors):
         self._facts.pop(slave, None)
         await self._follow_offloads()
 
-    async def look_at_features(self, slave: str) -> None:
-        """Read a slave's features again and, if they have changed, offer what all slaves can send now."""
-        facts = await self.netlink.facts(slave)
+    async def look(self, slave: str) -> tuple[SlaveFacts, bool]:
+        """Read a slave and whether its gates are closed; offer what all slaves can send now."""
+        facts, gated = await self.netlink.glance(slave), await self.netlink.gate_present(slave)
+        if facts.addresses:
+            facts = await self.netlink.facts(slave)  # the picture may be older than a removal of our own
         known = self._facts.get(slave)
         if known is not None and _sendable(facts) != _sendable(known):
             self._facts[slave] = facts
             await self._follow_offloads()
+        return facts, gated
+
+    def is_bound(self, slave: str) -> bool:
+        """Whether a slave's sockets are still at the interface that they were opened for."""
+        return slave not in self.ports or self.ports[slave].is_bound
 
     async def _follow_offloads(self) -> None:
         """Offer the host's stack what all slaves can send, no more."""
@@ -211,10 +224,11 @@ class Doors(SlaveDoors):
             size = min(facts.gso_max_size for facts in slaves)
             await self.netlink.set_gso(self.tap.name, min(size, 65536), min(f.gso_max_segs for f in slaves))
 
-    async def look_at_gate(self, slave: str) -> None:
-        """Close a slave's gates again if they no longer are."""
-        if slave in self.gates and not await self.netlink.gate_present(slave):
-            self.gates[slave] = await self.netlink.close_gates(slave, self._gate)
+    def rename_bond(self, name: str, *, files_too: bool) -> None:
+        """The bond's device has another name now; JournalError if the journal cannot follow it."""
+        self.bond = self.tap.name = name
+        if files_too:
+            self.journal.rename(name)
 
     def rename(self, old: str, new: str) -> None:
         """A slave's interface has another name now."""

@@ -98,6 +98,16 @@ class Journal:
         self._ensure_loaded()
         return self._moved.get(slave, Moved())
 
+    def rename(self, bond: str) -> None:
+        """The bond has another name now: so has its journal, whole at every moment."""
+        self._ensure_loaded()
+        old, self.path, self._bond = self.path, self.path.with_name(f"{bond}.journal"), bond
+        if not self._held:
+            return
+        self._write()
+        with self._directory() as directory, contextlib.suppress(FileNotFoundError):
+            os.unlink(old.name, dir_fd=directory)
+
     def remove(self) -> None:
         """Remove the file: nothing is held any more."""
         self._held, self._moved, self._loaded = {}, {}, True

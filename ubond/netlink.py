@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 
@@ -19,6 +19,8 @@ from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELLINK,
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_NEWADDR,
@@ -86,7 +88,15 @@ class AddressesChanged:
     index: int
 
 
-Change = LinkChanged | LinkTouched | LinkRenamed | LinkGone | AddressesChanged
+@dataclass(frozen=True, slots=True)
+class FiltersRemoved:
+    """Somebody removed a filter or a queueing discipline of this interface: a gate, perhaps."""
+
+    name: str
+    index: int
+
+
+Change = LinkChanged | LinkTouched | LinkRenamed | LinkGone | AddressesChanged | FiltersRemoved
 Listener = Callable[[Change], None]
 
 
@@ -125,9 +135,16 @@ class Netlink:
     async def facts(self, name: str) -> SlaveFacts:
         """Read everything about an interface; DoorError(ENODEV) if there is none of this name."""
         message = await self._read_link(name)
+        return await self._facts(message, await self._dump_addresses(int(message["index"])))
+
+    async def glance(self, name: str) -> SlaveFacts:
+        """The same as `facts`, with the addresses from the picture: cheap beside thousands of them."""
+        message = await self._read_link(name)
+        return await self._facts(message, self._addresses.get(int(message["index"]), {}).values())
+
+    async def _facts(self, message: Message, found: Iterable[Address]) -> SlaveFacts:
         link = _link(message)
-        master = await self._master(message.get_attr("IFLA_MASTER") or 0)
-        found = await self._dump_addresses(link.index)
+        master = await self._master(link.master)
         features = await asyncio.to_thread(self._ethtool.features, link.name)
         speed, duplex = await asyncio.to_thread(self._ethtool.link, link.name)
         return SlaveFacts(
@@ -194,6 +211,10 @@ class Netlink:
         # An attribute without a byte in it removes the alias, a text would keep its final zero.
         await self._set(name, "alias", IFALIAS=alias)
 
+    async def clear_master(self, name: str) -> None:
+        """Take an interface out of the bridge or other device that it is a port of."""
+        await self._set(name, "nomaster", MASTER=0)
+
     async def set_addr_gen_mode(self, name: str, mode: int) -> None:
         """IPv6 link-local addresses: 1 none, 0 from the MAC; nothing to do where IPv6 is not there."""
         inet6 = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", mode)]})]}
@@ -240,6 +261,13 @@ class Netlink:
         message = address_message(await self._index(name), family, address.network.prefixlen, **attributes)
         await self._requests.tell(f"RTM_NEWADDR {address}", RTM_NEWADDR, message, name,
                                   NLM_F_CREATE | NLM_F_EXCL)
+
+    async def remove_address(self, name: str, address: str) -> None:
+        """Remove an address (CIDR) from an interface."""
+        ip = ip_interface(address)
+        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+        message = address_message(await self._index(name), family, ip.network.prefixlen, LOCAL=str(ip.ip))
+        await self._requests.tell(f"RTM_DELADDR {address}", RTM_DELADDR, message, name)
 
     async def add_gateway(self, name: str, gateway: IPv4Address | IPv6Address) -> None:
         """Make a default route through this interface."""
@@ -360,6 +388,10 @@ class Netlink:
                 address = _address(message)
                 if self._addresses.get(address.index, {}).pop(address.packed, None):
                     self._address_news(address.index)
+
+            case kind if kind in (RTM_DELQDISC, RTM_DELTFILTER):
+                if link := self._links.get(message["index"]):
+                    self._tell(FiltersRemoved(link.name, link.index))
 
     def _learn(self, link: Link) -> None:
         before = self._links.get(link.index)

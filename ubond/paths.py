@@ -163,6 +163,14 @@ def unlock(bond: str, fd: int) -> None:
     os.close(fd)
 
 
+def rename_lock(old: str, new: str) -> bool:
+    """Move the lock that we hold to the bond's new name; False if that name's files are another bond's."""
+    if running(new) or journal_path(new).exists():
+        return False
+    lock_path(old).rename(lock_path(new))
+    return True
+
+
 def running(bond: str) -> bool:
     """Whether a daemon of this bond lives in this network namespace."""
     try:

@@ -139,6 +139,11 @@ class Port:
                 raise DoorError("PACKET_ADD_MEMBERSHIP", error.errno or errno.EIO, self.name) from None
         self.promiscuous = on
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the interface is still there: the kernel unbinds a socket whose device goes."""
+        return bool(self.raw.getsockname()[0])
+
     def send(self, frame: bytes) -> None:
         """Send one control frame the ordinary way, in front of no batch."""
         try:

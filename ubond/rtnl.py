@@ -25,9 +25,9 @@ from ubond.bond.events import DoorError
 
 Message = Any  # pyroute2's messages are dictionaries that carry no types
 
-#: Groups of the event socket (linux/rtnetlink.h): links, IPv4 and IPv6 addresses.
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
-GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
+#: Groups of the event socket (linux/rtnetlink.h): links, traffic control, IPv4 and IPv6 addresses.
+RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10, 0x100
+GROUPS = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 
 NLM_F_DUMP_INTR = 0x10
 RECEIVE = 65536

@@ -25,6 +25,7 @@ from ubond.bond.events import (
     BondMacChanged,
     BondMtuChanged,
     BondOpened,
+    BondRenamed,
     CarrierChanged,
     DoorError,
     Enslaved,
@@ -36,8 +37,10 @@ from ubond.bond.events import (
     OptionWritten,
     PublishTable,
     ReleaseRequested,
+    SlaveChecked,
     SlaveGone,
     SlaveRenamed,
+    SlaveReturned,
     SpeedRead,
     Then,
     UppersChanged,
@@ -48,13 +51,26 @@ from ubond.bond.snapshot import BondSnapshot
 from ubond.datapath import CarrierRead, DeadLink, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
-from ubond.netlink import AddressesChanged, Change, Link, LinkChanged, LinkGone, LinkRenamed, LinkTouched
+from ubond.netlink import (
+    AddressesChanged,
+    Change,
+    FiltersRemoved,
+    Link,
+    LinkChanged,
+    LinkGone,
+    LinkRenamed,
+    LinkTouched,
+)
 
 MS = 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
 IFF_PROMISC = 0x100
+#: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.
+LOOK_EVERY = 5.0
+#: Seconds from a message to the look that it leads to, so that many make one; longer in a fight.
+LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
 DROPS = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown",
          "tx_too_long", "tx_too_long_tagged")  # fmt: skip
 
@@ -94,6 +110,9 @@ class Service:
         self._under_way: list[_Transaction] = []
         self._timer: asyncio.TimerHandle | None = None
         self._uppers_timer: asyncio.TimerHandle | None = None
+        self.on_rename: Callable[[str], bool] = lambda name: False
+        self._looks: dict[str, asyncio.TimerHandle] = {}
+        self._queued = 0
         self._performer = self._loop.create_task(self._perform_queue())
         self._end_netlink = doors.netlink.subscribe(self._netlink_news)
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
@@ -101,6 +120,7 @@ class Service:
         self._hinted: dict[str, int] = {}
         self._drops_before = 0
         self._follow_miimon()
+        self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── events in ────────────────────────────────────────────────────────────────────
 
@@ -120,6 +140,7 @@ class Service:
             self._perform_at_once(transaction)
         else:
             self._under_way.append(transaction)
+            self._queued += 1
             self._queue.put_nowait(transaction)
 
     def _table_waits(self) -> bool:
@@ -197,11 +218,13 @@ class Service:
 
     def _netlink_news(self, change: Change) -> None:
         match change:
-            case LinkRenamed(old, new, index) if index != self.index and self._has(old):
+            case LinkRenamed(_, new, index) if index == self.index:
+                self._bond_renamed(new)
+            case LinkRenamed(old, new, index) if self._indices.get(old) == index:
                 self.doors.rename(old, new)
-                self._indices[new] = self._indices.pop(old, index)
+                self._indices[new] = self._indices.pop(old)
                 self.feed(SlaveRenamed(old, new))
-                self._loop.create_task(self._follow_gate(new))
+                self._look_soon(new)
             case LinkGone(name, index, why):
                 if index == self.index:
                     self._bond_gone(why)
@@ -213,34 +236,86 @@ class Service:
                 if link.index == self.index:
                     self._bond_changed(link)
                 elif self._indices.get(link.name) == link.index:
-                    # A hint, not a fact: what it says may be older than what the watch has read.
-                    self._hinted[link.name] = time.monotonic_ns()
-                    self.doors.datapath.look(link.name)
+                    self._slave_changed(link, before)
                 elif before is None or link != before:
+                    self._look_soon(link.name)
                     self._uppers_soon()
             case LinkTouched(link):
                 if self._indices.get(link.name) == link.index:
-                    self._loop.create_task(self._follow_features(link.name))
-            case AddressesChanged():
-                self._uppers_soon()
+                    self._look_soon(link.name)
+            case AddressesChanged(name) | FiltersRemoved(name):
+                self._look_soon(name)
+                if isinstance(change, AddressesChanged):
+                    self._uppers_soon()
 
-    async def _follow_features(self, slave: str) -> None:
-        """Somebody may have switched an offload of a slave: offer what can still be sent."""
+    def _slave_changed(self, link: Link, before: Link | None) -> None:
+        # A hint, not a fact: what it says may be older than what the watch has read.
+        self._hinted[link.name] = time.monotonic_ns()
+        self.doors.datapath.look(link.name)
+        if before is None or not _only_the_link(link, before):
+            self._look_soon(link.name)
+
+    # ── other hands ──────────────────────────────────────────────────────────────────
+
+    def _look_around(self) -> None:
+        """Look at all slaves: some changes are not announced, and what is awaited may be acceptable now."""
+        self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
+        for name in (*self._indices, *self.bond.snapshot().awaited):
+            self._look_soon(name)
+
+    def _look_soon(self, name: str) -> None:
+        """Look at a slave, or at what may be one that returns; many reasons make one look."""
+        seen = self.bond.snapshot()
+        slave = next((slave for slave in seen.slaves if slave.name == name), None)
+        if name in self._looks or (slave is None and name not in seen.awaited):
+            return
+        delay = LOOK_IN_A_FIGHT if slave is not None and slave.fights else LOOK_SOON
+        self._looks[name] = self._loop.call_later(delay, self._begin_look, name)
+
+    def _begin_look(self, name: str) -> None:
+        del self._looks[name]
+        self._loop.create_task(self._look(name) if self._has(name) else self._look_for(name))
+
+    async def _look(self, slave: str) -> None:
+        """Compare a slave with what we set, as it is while nothing of ours is on its way."""
+        while True:
+            await self._queue.join()
+            queued = self._queued
+            if not self._has(slave):
+                return
+            if not self.doors.is_bound(slave):
+                self._slave_gone(slave, "replaced by another of its name")
+                return
+            try:
+                facts, gated = await self.doors.look(slave)
+            except DoorError as error:
+                log.debug("%s: (slave %s): could not be looked at: %s", self.name, slave, error)
+                return
+            if queued == self._queued:
+                break       # else something of ours may have been read half done
+        if self._has(slave):
+            self.feed(SlaveChecked(facts, gated))
+
+    async def _look_for(self, name: str) -> None:
+        """See whether a slave that vanished is there again."""
         await self._queue.join()
         try:
-            await self.doors.look_at_features(slave)
-        except DoorError as error:
-            if self._has(slave):
-                self._tell(Log(Level.WARNING, f"offloads could not be followed: {error}", slave))
+            facts = await self.doors.netlink.facts(name)
+        except DoorError:
+            return
+        if name in self.bond.snapshot().awaited:
+            self.feed(SlaveReturned(facts))
 
-    async def _follow_gate(self, slave: str) -> None:
-        """Some gates belong to a name, and the slave has another one now."""
-        await self._queue.join()
+    # ── the bond's own device ────────────────────────────────────────────────────────
+
+    def _bond_renamed(self, name: str) -> None:
+        self._tell(Log(Level.INFO, f"is {name} now"))
+        self.name = name
         try:
-            await self.doors.look_at_gate(slave)
+            self.doors.rename_bond(name, files_too=self.on_rename(name))
         except DoorError as error:
-            if self._has(slave):
-                self._tell(Log(Level.WARNING, f"its gate could not be closed again: {error}", slave))
+            self._tell(Log(Level.ERROR, f"the journal could not follow the new name: {error}"))
+        self.feed(BondRenamed(name))
 
     def _bond_changed(self, link: Link) -> None:
         seen = self.bond.snapshot()
@@ -457,7 +532,16 @@ class Service:
             return
         self._performer.cancel()
         self._end_netlink()
+        for look in (self._round, *self._looks.values()):
+            look.cancel()
         self._loop.remove_reader(self.doors.datapath.news_fd)
         for timer in (self._timer, self._uppers_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _only_the_link(now: Link, before: Link) -> bool:
+    """Whether a link differs from what it was by its carrier alone."""
+    return now.up == before.up and now == replace(
+        before, flags=now.flags, carrier_changes=now.carrier_changes
+    )

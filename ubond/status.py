@@ -256,6 +256,8 @@ def _bond_link(report: Report) -> dict[str, Json]:
             "version": report.version,
             "monitored": bond.monitored,
             "stand_in": bond.stand_in,
+            "repairs": dict(bond.repairs),
+            "awaited": list(bond.awaited),
             "options": {name: text.removesuffix("\n") for name, text in sysfs(bond).items()},
             **report.extra,
         },
@@ -276,6 +278,8 @@ def _slave_link(report: Report, slave: SlaveSnapshot) -> dict[str, Json]:
             **known,
             "duplex": _duplex(slave).lower(),
             "stand_in": slave.name == report.snapshot.stand_in,
+            "repairs": dict(slave.repairs),
+            "fights": list(slave.fights),
             **report.slave_extra.get(slave.name, {}),
         },
     }
@@ -293,6 +297,12 @@ def table(report: Report) -> str:
     if "sandbox" in report.extra:
         lines.append(f"  sandbox: {report.extra['sandbox']}")
     lines += [f"  {text}" for text in report.extra.get("shortcomings", ())]
+    lines += [
+        f"  {slave.name}: somebody else changes its {what} again and again; left alone for now"
+        for slave in bond.slaves
+        for what in slave.fights
+    ]
+    lines += [f"  {name} has vanished; it is enslaved again when it returns" for name in bond.awaited]
     lines += ["", *_columns(_slave_rows(report))] if bond.slaves else ["", "no slaves"]
     lines += _counter_lines(report)
     return "\n".join(lines) + "\n"

@@ -125,6 +125,11 @@ class World:
                 self.change(name, addr_gen_mode=mode)
             case ev.SetSlaveAlias(name, alias):
                 self.change(name, alias=alias)
+            case ev.ClearSlaveMaster(name):
+                self.change(name, master=0, master_kind="")
+            case ev.RemoveAddress(name, address):
+                left = tuple(each for each in self.nics[name].facts.addresses if each != address)
+                self.change(name, addresses=left)
             case ev.CloseGates(name):
                 self.nics[name].gates = True
             case ev.OpenGates(name):

@@ -14,8 +14,9 @@ import errno as E
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ubond.bond import announce, device, failover, membership, modes, setters
+from ubond.bond import announce, device, failover, hands, membership, modes, setters
 from ubond.bond.events import (
+    VANISHED,
     Action,
     ActionFailed,
     ActiveChanged,
@@ -24,6 +25,7 @@ from ubond.bond.events import (
     BondMacChanged,
     BondMtuChanged,
     BondOpened,
+    BondRenamed,
     CarrierChanged,
     ClosePort,
     Enslaved,
@@ -41,8 +43,11 @@ from ubond.bond.events import (
     SetBondCarrier,
     SetBondMac,
     SetSlaveMac,
+    SlaveChecked,
+    SlaveFacts,
     SlaveGone,
     SlaveRenamed,
+    SlaveReturned,
     SpeedRead,
     UppersChanged,
     Woken,
@@ -58,8 +63,6 @@ from ubond.wire import MacAddr
 
 #: How many transactions are remembered, for the case that one of their actions fails.
 REMEMBERED = 32
-#: The interface is not there any more: nothing is left to give back.
-VANISHED = (E.ENODEV, E.ENXIO, E.ENOENT)
 
 
 class Bond:
@@ -153,6 +156,8 @@ class Bond:
             stand_in=None if state.stand_in is None else state.stand_in.name,
             slaves=tuple(slave.snapshot() for slave in state.slaves),
             monitored=state.monitored,
+            repairs=tuple(sorted(state.repairs.items())),
+            awaited=tuple(state.awaited),
         )
 
     # ── events ───────────────────────────────────────────────────────────────────────
@@ -192,6 +197,12 @@ class Bond:
             case SlaveRenamed(old, new):
                 if (slave := state.find(old)) is not None:
                     membership.rename(state, slave, new, out)
+            case SlaveReturned():
+                self._returned(event, out)
+            case SlaveChecked(facts, gated):
+                self._checked(facts, gated, now, out)
+            case BondRenamed(name):
+                membership.rename_bond(state, name, out)
             case BondOpened():
                 state.up, self._carrier_told = True, None
                 modes.set_roles(state)
@@ -235,14 +246,41 @@ class Bond:
             if self._taking.get(name) is taking:
                 del self._taking[name]
             out.log(Level.ERROR, f"Enslaving failed: {failed.error}", name)
+            if failed.errno not in VANISHED:
+                self._state.awaited.pop(name, None)  # what failed once would fail again
             membership.give_up(self._state, taking, failed.done, self._has_slaves(), out)
 
         out.recovery = recover
+
+    def _returned(self, event: SlaveReturned, out: Transaction) -> None:
+        """Enslave an interface again that had vanished; a refusal is told once, and it is still awaited."""
+        name = event.facts.name
+        awaited = self._state.awaited.get(name)
+        if awaited is None or name in self._taking:
+            return
+        try:
+            self._enslave(EnslaveRequested(event.facts), out)
+        except Refused as refused:
+            why = refused.lines[0].removeprefix(f"(slave {name}): ")
+            if why != awaited.refused:
+                awaited.refused = why
+                out.log(Level.WARNING, f"has returned, but cannot be enslaved yet: {why}", name)
+        else:
+            out.info("has returned; enslaving it again", name)
+
+    def _checked(self, facts: SlaveFacts, gated: bool, now: int, out: Transaction) -> None:
+        slave, repairs = self._state.find(facts.name), self._state.repairs
+        if slave is not None and slave.index == facts.index:
+            for what in hands.check(slave, facts, gated, now, out):
+                repairs[what] = repairs.get(what, 0) + 1
 
     def _has_slaves(self) -> bool:
         return bool(self._state.slaves or self._taking)
 
     def _release(self, name: str, out: Transaction) -> None:
+        if self._state.awaited.pop(name, None) is not None:
+            out.info("is not awaited any longer", name)
+            return
         slave = self._state.find(name)
         if slave is None:
             raise Refused(E.EINVAL, [f"(slave {name}): Error: Device is not a slave of {self._state.name}"])

@@ -9,6 +9,7 @@ are one ordered transaction: the first that fails cancels the rest, and comes ba
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ class DoorError(Exception):
 
 
 SPEED_UNKNOWN = 0xFFFFFFFF
+#: Errors that say that an interface is there no more: nothing is left to be done about it.
+VANISHED = (errno.ENODEV, errno.ENXIO, errno.ENOENT)
 DUPLEX_HALF, DUPLEX_FULL, DUPLEX_UNKNOWN = 0, 1, 0xFF
 
 
@@ -121,6 +124,13 @@ class BondMtuChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BondRenamed:
+    """The bond's device has this name now."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class UppersChanged:
     """Addresses, groups or VLANs of the bond and what stands on it are now these."""
 
@@ -162,6 +172,24 @@ class SlaveGone:
 class SlaveRenamed:
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlaveChecked:
+    """A slave as it was read while nothing of ours was on its way to it.
+
+    `gated`: both of its gates are closed.  What differs from what we set was changed by somebody else.
+    """
+
+    facts: SlaveFacts
+    gated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlaveReturned:
+    """An interface with the name of a slave that vanished is there."""
+
+    facts: SlaveFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +334,21 @@ class SetSlaveAlias:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearSlaveMaster:
+    """Take the slave out of the bridge (or other device) that somebody has put it into."""
+
+    slave: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    """Remove an address (CIDR) that somebody has given the slave."""
+
+    slave: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseGates:
     """Keep the slave's own stack from receiving what arrives and from sending by itself."""
 
@@ -436,12 +479,12 @@ class Moved:
 Event = (
     BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead
-    | OptionWritten | Woken | ActionFailed
+    | OptionWritten | Woken | ActionFailed | BondRenamed | SlaveChecked | SlaveReturned
 )  # fmt: skip
 
 Action = (
     Log | PublishTable | SetBondCarrier | SetBondMac | SetBondMtu | SetSlaveMac | SetSlaveMtu
     | SetSlaveUp | SetSlaveFeature | SetSlaveAddrGenMode | SetSlaveAlias | CloseGates | OpenGates
     | TakeAddresses | GiveAddresses | OpenPort | ClosePort | Remember | Forget | SendFrames
-    | AnnounceSeen | ActiveChanged | Then
+    | AnnounceSeen | ActiveChanged | Then | ClearSlaveMaster | RemoveAddress
 )  # fmt: skip

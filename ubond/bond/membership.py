@@ -15,12 +15,13 @@ from ubond.bond.events import (
     Level,
     Remember,
     SetBondMac,
+    SetSlaveAlias,
     SlaveFacts,
 )
 from ubond.bond.options import FailOverMac
 from ubond.bond.slave import Link, Slave
 from ubond.bond.snapshot import LinkState
-from ubond.bond.state import MacKind, State
+from ubond.bond.state import Awaited, MacKind, State
 from ubond.bond.transaction import Transaction
 from ubond.wire import MacAddr
 
@@ -65,12 +66,25 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
             facts.name,
         )
     held = enslave.plan(facts, state.name, mtu=mtu, set_mac=set_mac, take_addresses=event.take_addresses)
+    if awaited := state.awaited.get(facts.name):
+        held = _as_before(held, facts, awaited.held)
     steps = enslave.steps(held, facts, set_mac)
     if gives_mac:
         # After the journal is written and before the slave is touched.
         steps = (steps[0], Step(SetBondMac(state.mac)), *steps[1:])
     out.steps.extend(step.do for step in steps)
     return Taking(held, steps, mac_before)
+
+
+def _as_before(held: Held, facts: SlaveFacts, before: Held) -> Held:
+    """What is held for a slave that returns: up if it was up, whoever may be about to set it up now.
+
+    If it still has what we had set, what it had before that stands in what was held for it then.
+    """
+    held = replace(held, up=before.up)
+    if facts.alias != before.alias_set:
+        return held
+    return replace(held, features=before.features, addr_gen_mode=before.addr_gen_mode)
 
 
 def mac_for(state: State, facts: SlaveFacts, others: bool) -> MacAddr | None:
@@ -120,7 +134,10 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
         reported=(facts.speed, facts.duplex),
     )
     slave.read_speed()
+    if awaited := state.awaited.pop(slave.name, None):
+        slave.queue_id, slave.prio = awaited.queue_id, awaited.prio
     state.slaves.append(slave)
+    _mark_anew(state, slave, out)  # the bond may have got another name meanwhile
     if modes.mac_policy(state) is FailOverMac.NONE:
         # The bond's MAC may have changed while the steps were under way.
         state.set_slave_mac(slave, state.mac, out)
@@ -171,9 +188,10 @@ def release(state: State, slave: Slave, out: Transaction) -> None:
 
 
 def gone(state: State, slave: Slave, out: Transaction, why: str) -> None:
-    """Release a slave whose interface is there no more."""
+    """Release a slave whose interface is there no more, and await its return."""
     leave(state, slave, out, f"{slave.name}: {why}")
     out.steps.extend([ClosePort(slave.name), Forget(slave.name)])
+    state.awaited[slave.name] = Awaited(slave.held, slave.queue_id, slave.prio)
 
 
 def rename(state: State, slave: Slave, name: str, out: Transaction) -> None:
@@ -190,3 +208,18 @@ def rename(state: State, slave: Slave, name: str, out: Transaction) -> None:
         shown = name if had_primary is not None else "none"
         out.info(f"Primary slave changed to {shown}, reselecting active slave")
         failover.select(state, out, f"primary is now {shown}")
+
+
+def rename_bond(state: State, name: str, out: Transaction) -> None:
+    """Follow the bond's new name: the slaves' aliases tell it."""
+    state.name = name
+    for slave in state.slaves:
+        _mark_anew(state, slave, out)
+
+
+def _mark_anew(state: State, slave: Slave, out: Transaction) -> None:
+    held = slave.held
+    mark = enslave.write_mark(state.name, held.mac, held.mtu, held.alias)
+    if mark != held.alias_set:
+        slave.held = replace(held, alias_set=mark)
+        out.steps.extend([Remember(slave.held), SetSlaveAlias(slave.name, mark)])

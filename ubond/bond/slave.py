@@ -6,9 +6,10 @@ monitor, counting passes as the driver does, so that delays agree with the drive
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ubond.bond.events import DUPLEX_HALF, DUPLEX_UNKNOWN, SPEED_UNKNOWN, Held
+from ubond.bond.quarrel import Quarrel
 from ubond.bond.snapshot import LinkState, SlaveSnapshot
 from ubond.wire import MacAddr
 
@@ -100,6 +101,10 @@ class Slave:
     """What `mac` was before the last change, should that change fail."""
     unwritten: bool = False
     """The journal did not take `held` as it is now."""
+    closed: bool = False
+    """Somebody has set it administratively down."""
+    quarrels: dict[str, Quarrel] = field(default_factory=dict)
+    """What somebody else has changed on it, by its name (`MAC`, `gate`, ...)."""
 
     @property
     def up(self) -> bool:
@@ -141,4 +146,6 @@ class Slave:
             mtu=self.mtu,
             queue_id=self.queue_id,
             prio=self.prio,
+            repairs=tuple((what, each.repairs) for what, each in sorted(self.quarrels.items())),
+            fights=tuple(what for what, each in sorted(self.quarrels.items()) if each.fight),
         )

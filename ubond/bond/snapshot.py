@@ -22,7 +22,9 @@ class LinkState(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class SlaveSnapshot:
     """One slave.  `permanent`: its MAC at enslave time; `mac`: the one it has now;
-    `backup`: its role; `speed` Mbit/s or SPEED_UNKNOWN, `duplex` as in `events`."""
+    `backup`: its role; `speed` Mbit/s or SPEED_UNKNOWN, `duplex` as in `events`;
+    `repairs`: how often what was put right after somebody else; `fights`: what is left alone now,
+    because somebody changes it again and again."""
 
     name: str
     index: int
@@ -36,13 +38,17 @@ class SlaveSnapshot:
     mtu: int = 1500
     queue_id: int = 0
     prio: int = 0
+    repairs: tuple[tuple[str, int], ...] = ()
+    fights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BondSnapshot:
     """One bond.  `options`: every option as the driver would read it back (delays in ms);
     `primary`: the enslaved primary, None when it is only configured;
-    `stand_in`: the slave that sends while the active one waits out its downdelay."""
+    `stand_in`: the slave that sends while the active one waits out its downdelay;
+    `repairs`: of all slaves there ever were; `awaited`: slaves that vanished and will be
+    enslaved again when they return."""
 
     name: str
     mode: Mode
@@ -56,3 +62,5 @@ class BondSnapshot:
     stand_in: str | None
     slaves: tuple[SlaveSnapshot, ...]
     monitored: bool = True
+    repairs: tuple[tuple[str, int], ...] = ()
+    awaited: tuple[str, ...] = ()

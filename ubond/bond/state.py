@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ubond.bond.events import Remember, SetBondMac, SetSlaveMac, UpperFacts
+from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, UpperFacts
 from ubond.bond.settings import Settings
 from ubond.bond.slave import Slave
 from ubond.bond.transaction import Transaction
@@ -22,6 +22,16 @@ class MacKind(enum.Enum):
 
 
 @dataclass(slots=True)
+class Awaited:
+    """A slave whose interface vanished: what it had, for its return; `refused`: why it was not taken."""
+
+    held: Held
+    queue_id: int
+    prio: int
+    refused: str = ""
+
+
+@dataclass(slots=True)
 class State:
     """One bond.
 
@@ -29,7 +39,8 @@ class State:
     `stand_in`: who sends for it while it waits out its downdelay;
     `sender`: who the last decision said should send, to see when that changes;
     `forced`: the primary was just named and takes over whatever `primary_reselect` says;
-    `carrier`: the bond's; `up`: administratively.
+    `carrier`: the bond's; `up`: administratively;
+    `awaited`: slaves that vanished, by name; `repairs`: how often what was put right.
     """
 
     name: str
@@ -50,6 +61,8 @@ class State:
     carrier: bool = False
     uppers: tuple[UpperFacts, ...] = ()
     mac_before: MacAddr | None = None
+    awaited: dict[str, Awaited] = field(default_factory=dict)
+    repairs: dict[str, int] = field(default_factory=dict)
 
     def find(self, name: str) -> Slave | None:
         return next((slave for slave in self.slaves if slave.name == name), None)
