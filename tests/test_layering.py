@@ -71,11 +71,12 @@ MAY: dict[str, frozenset[str]] = {
     "messages": VOCABULARY | {"client", "status"},
     "control": VOCABULARY | {"client", "messages", "status"},
     # hall
+    "managers": frozenset(),
     "history": frozenset({"bond.events", "control"}),
     "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink"}),
-    "recovery": frozenset({"bond", "doors", "journal", "netlink", "paths"}),
-    "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "netlink", "paths", "ports", "recovery"})
-    | {"sandbox", "service", "status", "steering", "wire"},
+    "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
+    "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "managers", "netlink", "paths", "ports"})
+    | {"recovery", "sandbox", "service", "status", "steering", "wire"},
     "daemon": frozenset({"assembly", "bond", "init", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),

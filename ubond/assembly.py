@@ -23,6 +23,7 @@ from ubond.control import Assignment, Server
 from ubond.datapath import Datapath
 from ubond.doors import Doors
 from ubond.journal import Journal
+from ubond.managers import Managers
 from ubond.netlink import Netlink
 from ubond.ports import TX_QUEUE, Tap, open_probe
 from ubond.recovery import give_back_all
@@ -49,10 +50,18 @@ class Desk:
     """What clients of the control socket talk to (`control.Handler`)."""
 
     def __init__(
-        self, service: Service, spec: BondSpec, confined: str, rename_lock: Callable[[str], bool]
+        self,
+        service: Service,
+        spec: BondSpec,
+        managers: Managers,
+        confined: str,
+        rename_lock: Callable[[str], bool],
     ) -> None:
         """`confined`: what the process has given up, for `status`."""
-        self.service, self.spec, self._confined, self._rename_lock = service, spec, confined, rename_lock
+        self.service, self.spec, self._managers = service, spec, managers
+        self._confined, self._rename_lock = confined, rename_lock
+        self._left_alone: frozenset[str] = frozenset(slave.name for slave in spec.slaves)
+        self._telling: asyncio.Task[None] | None = None
         self.files = spec.name
         """The name that the bond's files have: its own, unless that name's belong to another bond."""
         self.ended = asyncio.Event()
@@ -117,7 +126,7 @@ class Desk:
     # ── the files that others read ──
 
     async def open(self) -> None:
-        self.service.on_change = self._write_proc
+        self.service.on_change = self._changed
         self.service.on_news = self._server.publish
         self.service.on_rename = self._renamed
         self._write_proc()
@@ -128,6 +137,27 @@ class Desk:
         await self._server.close()
         for path in (paths.proc_path(self.files), paths.socket_path(self.files)):
             path.unlink(missing_ok=True)
+
+    def _changed(self) -> None:
+        self._write_proc()
+        seen = self.service.snapshot()
+        # One that will come back must be left alone when it does.
+        names = frozenset((*(slave.name for slave in seen.slaves), *seen.awaited))
+        if names != self._left_alone:
+            self._left_alone = names
+            self._tell_managers()
+
+    def _tell_managers(self) -> None:
+        """Off the loop: a manager may take its time to read its files."""
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.get_running_loop().create_task(self._tell_until_true())
+
+    async def _tell_until_true(self) -> None:
+        told: frozenset[str] | None = None
+        while told != self._left_alone:
+            told = self._left_alone
+            for note in await asyncio.to_thread(self._managers.tell, sorted(told)):
+                log.warning("%s: %s", self.files, note)
 
     def _renamed(self, name: str) -> bool:
         """The bond's device has another name: whoever asks for it finds it under that one, if it is free."""
@@ -140,6 +170,8 @@ class Desk:
         except (OSError, DoorError) as error:
             log.error("%s: the files of %s could not follow its name: %s", name, old, error)
         self.files, self._proc = name, ""
+        self._managers.rename(name)
+        self._tell_managers()
         paths.proc_path(old).unlink(missing_ok=True)
         self._write_proc()
         return True
@@ -177,6 +209,10 @@ async def assemble(
         if left := await give_back_all(netlink, journal, spec.name):
             log.info("%s: gave back %d interfaces that a dead daemon held", spec.name, left)
         _refuse_taken_name(netlink, spec.name)
+        managers = Managers(spec.name)
+        stack.callback(managers.forget)
+        # Before the device is there: who sees it first would configure it.
+        remarks = managers.tell([slave.name for slave in spec.slaves])
 
         tap = Tap(spec.name)
         stack.callback(tap.close)
@@ -203,9 +239,10 @@ async def assemble(
         service = Service(bond, doors, device.index)
         stack.push_async_callback(service.shut)
         datapath.start()
-        desk = Desk(service, spec, confined, rename_lock)
+        desk = Desk(service, spec, managers, confined, rename_lock)
         with service.notes() as desk.notes:
             await _build(service, spec)
+        desk.notes[:0] = remarks
         await desk.open()
         stack.push_async_callback(desk.close)
         yield desk

@@ -14,6 +14,7 @@ from ubond.bond.events import DoorError, SlaveFacts
 from ubond.bond.options import Refused
 from ubond.doors import SlaveDoors
 from ubond.journal import Journal
+from ubond.managers import Managers
 from ubond.netlink import Netlink
 
 log = logging.getLogger("ubond")
@@ -57,6 +58,7 @@ async def recover(bond: str) -> int:
         return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
     finally:
         await netlink.close()
+        Managers(bond).forget()
         paths.sweep(bond)
 
 
@@ -86,5 +88,6 @@ async def _restore_one(netlink: Netlink, name: str) -> bool:
     if failures := await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts)):
         raise failures[0]
     if not journal.load():
+        Managers(bond).forget()
         paths.sweep(bond)
     return True

@@ -1,0 +1,187 @@
+"""Other programs that manage interfaces are told to leave the bond and its slaves alone.
+
+    NetworkManager      /run/NetworkManager/conf.d/ubond-NAME.conf       unmanaged-devices
+    systemd-networkd    /run/systemd/network/10-ubond-NAME.network       Unmanaged=yes
+    systemd-udevd       /run/systemd/network/10-ubond-NAME.link          MACAddressPolicy=none for the bond
+    dhcpcd              nothing can be put beside its configuration: a note says what to write there
+
+Runtime files only: they are written at `up`, follow the slaves, and go at `down` and with what a
+dead daemon left.  Only where the program is present, and only in the network namespace in which
+process 1 runs: the same names in another namespace are other interfaces.
+
+Sources: NetworkManager.conf(5), systemd.network(5), systemd.link(5), dhcpcd.conf(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_BINARIES = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/local/bin", "usr/local/sbin")
+_SYSTEMD = ("usr/lib/systemd", "lib/systemd")
+#: Seconds that a manager may take to read its configuration again.
+_PATIENCE = 3.0
+
+_HEADER = "# Written by ubond while {bond} runs; removed when it ends.\n"
+
+
+class Managers:
+    """What other managers of interfaces are told about one bond.  May be called from any thread."""
+
+    def __init__(self, bond: str, root: Path | None = None) -> None:
+        """`root`: the tree in which they are looked for and written to; None: this system's."""
+        self.bond = bond
+        self._given = root or _root_from_environment()
+        self._root = self._given or Path("/")
+        self._interfaces: tuple[str, ...] = ()
+        self._turn = threading.Lock()
+        self._over = False
+
+    def tell(self, slaves: Sequence[str]) -> list[str]:
+        """Have the bond and these slaves left alone; return what a person should know.
+
+        What cannot be written is such a note too: a bond can run beside a manager.
+        """
+        with self._turn:
+            interfaces = (self.bond, *sorted(slaves))
+            if self._over or interfaces == self._interfaces or not self._concerned:
+                return []
+            self._interfaces = interfaces
+            return [*self._write_all(interfaces), *self._remarks(interfaces)]
+
+    def _write_all(self, interfaces: Sequence[str]) -> Iterator[str]:
+        for path, text in self._files(interfaces):
+            try:
+                _write(path, text)
+            except OSError as error:
+                yield f"{path} could not be written: {error.strerror}: keep its manager away from the bond"
+        self._reload()
+
+    def _remarks(self, interfaces: Sequence[str]) -> Iterator[str]:
+        if self._dhcpcd:
+            yield f"dhcpcd runs here: put this into /etc/dhcpcd.conf: denyinterfaces {' '.join(interfaces)}"
+
+    def forget(self) -> None:
+        """The bond ends: remove what was written for it, by this process or by one that died."""
+        with self._turn:
+            self._over = True
+            self._remove()
+
+    def rename(self, bond: str) -> None:
+        """The bond has another name: what was written under the old one goes; `tell` again."""
+        with self._turn:
+            self._remove()
+            self.bond = bond
+
+    def _remove(self) -> None:
+        self._interfaces = ()
+        if not self._concerned:
+            return
+        gone = []
+        for path in (self._networkmanager_file, self._network_file, self._link_file):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                gone.append(path)
+        if gone:
+            self._reload()
+
+    # ── who is here ──────────────────────────────────────────────────────────────────
+
+    @property
+    def _concerned(self) -> bool:
+        return self._given is not None or _is_the_managers_namespace()
+
+    @property
+    def _networkmanager(self) -> bool:
+        return (self._root / "run/NetworkManager").is_dir() and self._has(_BINARIES, "NetworkManager", "nmcli")
+
+    @property
+    def _networkd(self) -> bool:
+        return (self._root / "run/systemd").is_dir() and self._has(_SYSTEMD, "systemd-networkd")
+
+    @property
+    def _udevd(self) -> bool:
+        return (self._root / "run/udev").is_dir() and (self._root / "run/systemd").is_dir()
+
+    @property
+    def _dhcpcd(self) -> bool:
+        run = self._root / "run"
+        return ((run / "dhcpcd").is_dir() or (run / "dhcpcd.pid").exists()) and self._has(_BINARIES, "dhcpcd")
+
+    def _has(self, directories: Sequence[str], *names: str) -> bool:
+        return any((self._root / directory / name).exists() for directory in directories for name in names)
+
+    # ── what is written ──────────────────────────────────────────────────────────────
+
+    @property
+    def _networkmanager_file(self) -> Path:
+        return self._root / "run/NetworkManager/conf.d" / f"ubond-{self.bond}.conf"
+
+    @property
+    def _network_file(self) -> Path:
+        return self._root / "run/systemd/network" / f"10-ubond-{self.bond}.network"
+
+    @property
+    def _link_file(self) -> Path:
+        return self._root / "run/systemd/network" / f"10-ubond-{self.bond}.link"
+
+    def _files(self, interfaces: Sequence[str]) -> Iterator[tuple[Path, str]]:
+        header = _HEADER.format(bond=self.bond)
+        if self._networkmanager:
+            devices = ";".join(f"interface-name:{name}" for name in interfaces)
+            # A section of its own name: two bonds must not overwrite one another's list.
+            yield self._networkmanager_file, (
+                f"{header}[device-ubond-{self.bond}]\nmatch-device={devices}\nmanaged=0\n"
+                f"\n[keyfile]\nunmanaged-devices+={devices}\n"
+            )
+        if self._networkd:
+            names = " ".join(interfaces)
+            yield self._network_file, f"{header}[Match]\nName={names}\n\n[Link]\nUnmanaged=yes\n"
+        if self._udevd:
+            # udev would otherwise give the TAP a MAC made from its name, a moment after it was made.
+            yield self._link_file, (
+                f"{header}[Match]\nOriginalName={self.bond}\n\n[Link]\nMACAddressPolicy=none\n"
+            )
+
+    def _reload(self) -> None:
+        """Have the managers that run read it; in a tree that is not this system's there are none."""
+        if self._given is not None:
+            return
+        if self._networkmanager:
+            _run("nmcli", "general", "reload", "conf")
+        if self._networkd and (self._root / "run/systemd/netif").is_dir():
+            _run("networkctl", "reload")
+
+
+def _root_from_environment() -> Path | None:
+    """`UBOND_MANAGERS_ROOT` takes the place of /, for tests and for images that are being built."""
+    root = os.environ.get("UBOND_MANAGERS_ROOT")
+    return Path(root) if root else None
+
+
+def _is_the_managers_namespace() -> bool:
+    try:
+        return os.path.samefile("/proc/1/ns/net", "/proc/thread-self/ns/net")
+    except OSError:
+        return False
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is whole at every moment; its directory is made if need be."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "w") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def _run(*command: str) -> None:
+    """Ask a manager to read its files; one that does not answer reads them when it starts."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)
