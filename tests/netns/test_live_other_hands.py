@@ -6,13 +6,20 @@ each of it the daemon must come to rest: a test reads its CPU time.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from world import PEER4, Bond, World, assert_as_before, wait_until
+from world import ADDRESSES, PEER4, Bond, World, assert_as_before, blast, finish, inside, wait_until
+
+from ubond import paths
 
 OTHER_MAC = "02:00:5e:00:00:99"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -176,3 +183,285 @@ def test_our_own_changes_are_never_taken_for_somebody_elses(world: World) -> Non
         assert not [line for line in log_of(bond) if "somebody" in line]
 
 
+# ── devices that go and come ─────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def load(world: World, bond: str = "bond0") -> Iterator[dict[str, Any]]:
+    """As many datagrams as go out of the bond, while the block runs; how it went is there afterwards."""
+    program = blast()
+    receiver = world.peer.start(program, "udp-recv", "--seconds", "60", "--idle-ms", "1500")
+    sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", "20000", "--seconds", "4")
+    outcome: dict[str, Any] = {}
+    wait_until(lambda: world.host.counters(bond)["tx"]["packets"] > 500, what="load")
+    yield outcome
+    outcome["sent"], outcome["received"] = finish(sender), finish(receiver)
+
+
+def make_cable(world: World, nic: str, index: int) -> None:
+    """A new NIC of this name, cabled to where the old one was."""
+    far = world.far_end(nic)[1]
+    if far in world.switch.links():
+        world.switch.ip("link", "del", far)
+    world.cable(world.host, nic, index, world.switch, far)
+    world.switch.ip("link", "set", far, "master", "br0", "addrgenmode", "none", "up")
+    world.host.ip("link", "set", nic, "up")
+
+
+def wait_slaves(bond: Bond, *names: str) -> None:
+    wait_until(lambda: sorted(bond.slaves) == sorted(names), what=f"the slaves are {names}")
+
+
+@pytest.mark.parametrize("index", [101, 901], ids=["the same index", "another index"])
+def test_a_slave_deleted_and_made_anew_under_load_is_enslaved_again(world: World, index: int) -> None:
+    with world.bond() as bond:
+        pid = bond.pid
+        bond.set("eth1.prio=5")
+        world.host.ping(PEER4)
+        with load(world) as outcome:
+            world.host.ip("link", "del", "eth1")
+            wait_slaves(bond, "eth2")
+            assert bond.ours["awaited"] == ["eth1"]
+            make_cable(world, "eth1", index)
+            wait_slaves(bond, "eth1", "eth2")
+            bond.wait_link("eth1", "UP")
+        assert outcome["sent"]["pps"] > 19000
+        assert outcome["received"]["duplicated"] == 0
+        assert outcome["received"]["lost"] < outcome["sent"]["sent"] * 0.001
+        assert bond.ours["awaited"] == []
+        assert bond.slave("eth1")["linkinfo"]["info_slave_data"]["prio"] == 5
+        assert any("has returned; enslaving it again" in line for line in log_of(bond))
+        comes_to_rest(pid)
+        world.wait_forwarding("eth1")
+        bond.set("active_slave=eth1")
+        world.host.ping(PEER4, count=3)
+
+
+def lasting(world: World) -> dict[str, Any]:
+    """What a bond has to give back, without what the kernel takes from a NIC that changes its namespace."""
+    picture = world.picture()
+    del picture["routes"], picture["eth1"]["addresses"], picture["eth1"]["memberships"]
+    return picture
+
+
+def test_a_slave_moved_away_and_back_under_load_is_enslaved_again_and_given_back_whole(world: World) -> None:
+    elsewhere = world.add_space("away")
+    before = lasting(world)
+    with world.bond() as bond:
+        pid = bond.pid
+        world.host.ping(PEER4)
+        with load(world):
+            world.host.ip("link", "set", "eth1", "netns", elsewhere.name)
+            wait_slaves(bond, "eth2")
+            assert "slave of bond0 (ubond)" in elsewhere.link("eth1")["ifalias"]
+            elsewhere.ip("link", "set", "eth1", "netns", world.host.name)
+            wait_slaves(bond, "eth1", "eth2")
+            bond.wait_link("eth1", "UP")
+        comes_to_rest(pid)
+        world.wait_forwarding("eth1")
+        bond.set("active_slave=eth1")
+        world.host.ping(PEER4, count=3)
+    assert_as_before(before, lambda: lasting(world))
+
+
+def test_a_slave_renamed_under_load_stays_and_another_of_its_old_name_is_left_alone(world: World) -> None:
+    with world.bond() as bond:
+        pid = bond.pid
+        world.host.ping(PEER4)
+        with load(world) as outcome:
+            world.host.ip("link", "set", "eth1", "name", "old1")
+            wait_slaves(bond, "old1", "eth2")
+            world.host.ip("link", "add", "eth1", "type", "bridge")
+            world.host.ip("link", "set", "eth1", "up")
+        assert outcome["received"]["lost"] == 0
+        comes_to_rest(pid)
+        assert sorted(bond.slaves) == ["eth2", "old1"]
+        assert bond.ours["awaited"] == []
+        assert "ifalias" not in world.host.link("eth1")
+        world.host.ip("link", "del", "eth1")
+        world.host.ip("link", "set", "old1", "name", "eth1")
+        wait_slaves(bond, "eth1", "eth2")
+        world.host.ping(PEER4, count=3)
+        assert bond.ours["repairs"] == {}
+
+
+def test_one_that_returns_with_an_address_is_awaited_until_it_can_be_enslaved(world: World) -> None:
+    with world.bond() as bond:
+        world.host.ip("link", "del", "eth2")
+        wait_slaves(bond, "eth1")
+        world.host.ip("link", "add", "away2", "index", "903", "type", "veth", "peer", "name", "far2")
+        world.host.ip("addr", "add", "192.0.2.9/24", "dev", "away2")
+        world.host.ip("link", "set", "away2", "name", "eth2")
+        wait_until(lambda: any("cannot be enslaved yet" in line for line in log_of(bond)), what="the refusal")
+        assert bond.slaves == ["eth1"]
+        comes_to_rest(bond.pid)
+        world.host.ip("addr", "flush", "dev", "eth2")
+        wait_slaves(bond, "eth1", "eth2")
+        world.ubond("remove", "bond0", "eth2")
+        world.host.ip("link", "del", "eth2")
+        comes_to_rest(bond.pid)
+        assert bond.ours["awaited"] == [], "what the operator removed is not awaited"
+
+
+# ── the bond's own device ────────────────────────────────────────────────────────────
+
+
+def ended(pid: int) -> None:
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="the daemon ends")
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_the_bond_deleted_or_moved_under_load_ends_cleanly(world: World, how: str) -> None:
+    elsewhere = world.add_space("away")
+    before = world.picture()
+    world.ubond("up", "bond0", *world.nics, *ADDRESSES)
+    pid = Bond(world, "bond0").pid
+    world.host.ping(PEER4)
+    sender = world.host.start(blast(), "udp-send", "--to", PEER4, "--rate", "20000", "--seconds", "20")
+    wait_until(lambda: world.host.counters("bond0")["tx"]["packets"] > 500, what="load")
+    if how == "deleted":
+        world.host.ip("link", "del", "bond0")
+    else:
+        world.host.ip("link", "set", "bond0", "netns", elsewhere.name)
+    ended(pid)
+    sender.kill()
+    sender.communicate()
+    assert elsewhere.links() == ["lo"]
+    assert_as_before(before, world.picture)
+
+
+def test_a_renamed_bond_is_followed_with_all_of_its_files(world: World) -> None:
+    before = world.picture()
+    with inside(world.host.name):
+        directory = paths.runtime_dir()
+    world.ubond("up", "bond0", *world.nics, *ADDRESSES)
+    pid = Bond(world, "bond0").pid
+    world.host.ping(PEER4)
+    world.host.ip("link", "set", "bond0", "name", "uplink")
+    wait_until(lambda: (directory / "uplink.journal").exists(), what="the files follow")
+    bond = Bond(world, "uplink")
+    wait_until(lambda: "slave of uplink" in alias(world, "eth1"), what="the alias follows")
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    assert files == ["proc/net/bonding/uplink", "uplink.journal", "uplink.lock", "uplink.sock"]
+    assert bond.pid == pid
+    assert bond.links()[0]["ifname"] == "uplink"
+    assert "Slave Interface: eth1" in world.ubond("status", "uplink").stdout
+    assert world.ubond("status", "bond0", check=False).returncode == 3
+    assert world.ubond("list").stdout.split()[0] == "uplink"
+    world.ubond("remove", "uplink", "eth2")
+    world.ubond("add", "uplink", "eth2")
+    world.host.ping(PEER4, count=3)
+    comes_to_rest(pid)
+    assert bond.ours["repairs"] == {}
+    world.ubond("down", "uplink")
+    ended(pid)
+    assert_as_before(before, world.picture)
+
+
+def test_a_renamed_bonds_daemon_that_is_killed_leaves_what_recovery_needs(world: World) -> None:
+    before = world.picture()
+    world.ubond("up", "bond0", *world.nics)
+    pid = Bond(world, "bond0").pid
+    world.host.ip("link", "set", "bond0", "name", "uplink")
+    wait_until(lambda: "slave of uplink" in alias(world, "eth2"), what="the alias follows")
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    world.ubond("down", "uplink")
+    assert_as_before(before, world.picture)
+
+
+def test_what_ip_changes_on_the_bond_is_followed_and_nothing_spins(world: World) -> None:
+    with world.bond() as bond:
+        pid = bond.pid
+        world.host.ping(PEER4)
+        world.host.ip("link", "set", "bond0", "address", OTHER_MAC)
+        wait_until(lambda: world.host.mac("eth1") == world.host.mac("eth2") == OTHER_MAC, what="slaves follow the MAC")
+        comes_to_rest(pid)
+        world.host.ip("link", "set", "bond0", "mtu", "1400")
+        wait_until(lambda: world.host.link("eth2")["mtu"] == 1408, what="slaves follow the MTU")
+        comes_to_rest(pid)
+        world.host.ip("link", "set", "bond0", "down")
+        wait_until(lambda: "UP" not in bond.links()[0]["flags"], what="down is known")
+        assert "UP" in world.host.link("eth1")["flags"], "slaves stay up"
+        comes_to_rest(pid)
+        world.host.ip("link", "set", "bond0", "up")
+        wait_until(lambda: world.host.reaches(PEER4), what="traffic")
+        comes_to_rest(pid)
+        assert bond.ours["repairs"] == {}
+
+
+# ── other managers ───────────────────────────────────────────────────────────────────
+
+
+def test_other_managers_are_told_and_nothing_of_it_stays(world: World, tmp_path: Path) -> None:
+    for part in ("run/NetworkManager", "run/systemd", "run/udev", "usr/bin", "usr/lib/systemd"):
+        (tmp_path / part).mkdir(parents=True)
+    for program in ("usr/bin/nmcli", "usr/lib/systemd/systemd-networkd"):
+        (tmp_path / program).touch()
+    env = os.environ | {"UBOND_MANAGERS_ROOT": str(tmp_path)}
+
+    def ubond(*words: str) -> None:
+        world.host.run(sys.executable, "-m", "ubond", *words, env=env)
+
+    def written() -> list[str]:
+        return sorted(path.name for path in tmp_path.rglob("*ubond*"))
+
+    network = tmp_path / "run/systemd/network/10-ubond-bond0.network"
+    ubond("up", "bond0", "eth1")
+    assert written() == ["10-ubond-bond0.link", "10-ubond-bond0.network", "ubond-bond0.conf"]
+    assert "Name=bond0 eth1\n" in network.read_text()
+    ubond("add", "bond0", "eth2")
+    wait_until(lambda: "Name=bond0 eth1 eth2\n" in network.read_text(), what="a new slave is left alone too")
+    ubond("down", "bond0")
+    wait_until(lambda: written() == [], what="the files are gone")
+    ubond("up", "bond0", "eth1")
+    pid = Bond(world, "bond0").pid
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    assert written() != []
+    ubond("down", "bond0")
+    assert written() == []
+
+
+# ── overruns ─────────────────────────────────────────────────────────────────────────
+
+
+def batch(world: World, *lines: str) -> None:
+    """Many `ip` commands in one process."""
+    command = ["ip", "-n", world.host.name, "-force", "-batch", "-"]
+    subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True, timeout=120)
+
+
+def test_everything_is_found_again_after_messages_were_lost(world: World) -> None:
+    """The daemon sleeps while thousands of devices, addresses and routes come, and what is ours changes among them."""
+    world.host.ip("link", "add", "crowd", "type", "bridge")
+    world.host.ip("link", "set", "crowd", "up")
+    with world.bond() as bond:
+        pid, mac = bond.pid, world.host.mac("bond0")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            batch(world, *(f"link add d{i} type veth peer name e{i}" for i in range(500)))
+            batch(world, *(f"addr add 10.{77 + i // 250}.{i % 250}.1/32 dev crowd" for i in range(2000)),
+                  *(f"route add 10.{97 + i // 250}.{i % 250}.0/24 dev crowd" for i in range(2000)))
+            world.host.ip("link", "set", "eth1", "address", OTHER_MAC)
+            world.host.run("tc", "qdisc", "del", "dev", "eth1", "clsact")
+            world.host.ip("link", "del", "eth2")
+            make_cable(world, "eth2", 102)      # of the same name and index: another device all the same
+            world.host.ip("link", "set", "bond0", "mtu", "1400")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: repairs(bond, "eth1") == {"MAC": 1, "gate": 1}, 30, "eth1 is put right")
+        assert world.host.mac("eth1") == mac
+        wait_until(lambda: "slave of bond0" in alias(world, "eth2"), 30, "the new eth2 is enslaved")
+        time.sleep(6)
+        print(*log_of(bond), world.host.ip("link"), bond.links()[0]["mtu"], bond.slaves, cpu(pid), sep="\n")
+        wait_until(lambda: world.host.link("eth1")["mtu"] == world.host.link("eth2")["mtu"] == 1408, 30, "the MTU")
+        bond.wait_link("eth2", "UP")
+        comes_to_rest(pid)
+        world.wait_forwarding("eth2")
+        bond.set("active_slave=eth2")
+        world.host.ping(PEER4, count=3)
+        world.host.ip("link", "del", "crowd")
+        batch(world, *(f"link del d{i}" for i in range(500)))
+        comes_to_rest(pid)
+        world.host.ping(PEER4, count=3)
