@@ -76,6 +76,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._socket = _Socket(ext_ack=True, groups=0)
+        self._dumping = asyncio.Lock()
 
     async def open(self) -> None:
         with refusals("socket(NETLINK_ROUTE)"):
@@ -98,7 +99,8 @@ class Requests:
     async def dump(self, call: str, kind: int, message: Message, interface: str = "") -> list[Message]:
         """Return all objects of one kind; asked again while they changed under the kernel's hands."""
         for _ in range(_DUMP_TRIES):
-            answers = await self._answers(call, kind, NLM_F_REQUEST | NLM_F_DUMP, message, interface)
+            async with self._dumping:  # the kernel runs one dump for a socket, and refuses others with EBUSY
+                answers = await self._answers(call, kind, NLM_F_REQUEST | NLM_F_DUMP, message, interface)
             if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
                 break
         return answers

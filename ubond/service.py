@@ -262,6 +262,9 @@ class Service:
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
         for name in (*self._indices, *self.bond.snapshot().awaited):
             self._look_soon(name)
+        link, seen = self.doors.netlink.link(self.index), self.bond.snapshot()
+        if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
+            self._bond_changed(link)
 
     def _look_soon(self, name: str) -> None:
         """Look at a slave, or at what may be one that returns; many reasons make one look."""

@@ -453,8 +453,6 @@ def test_everything_is_found_again_after_messages_were_lost(world: World) -> Non
         wait_until(lambda: repairs(bond, "eth1") == {"MAC": 1, "gate": 1}, 30, "eth1 is put right")
         assert world.host.mac("eth1") == mac
         wait_until(lambda: "slave of bond0" in alias(world, "eth2"), 30, "the new eth2 is enslaved")
-        time.sleep(6)
-        print(*log_of(bond), world.host.ip("link"), bond.links()[0]["mtu"], bond.slaves, cpu(pid), sep="\n")
         wait_until(lambda: world.host.link("eth1")["mtu"] == world.host.link("eth2")["mtu"] == 1408, 30, "the MTU")
         bond.wait_link("eth2", "UP")
         comes_to_rest(pid)
