@@ -77,7 +77,7 @@ MAY: dict[str, frozenset[str]] = {
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
     "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "managers", "netlink", "paths", "ports"})
     | {"recovery", "sandbox", "service", "status", "steering", "wire"},
-    "daemon": frozenset({"assembly", "bond", "init", "paths", "recovery", "sandbox", "steering"}),
+    "daemon": frozenset({"assembly", "bond", "init", "managers", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

@@ -195,7 +195,7 @@ class Desk:
 
 @contextlib.asynccontextmanager
 async def assemble(
-    spec: BondSpec, steering: Steering, confined: str, rename_lock: Callable[[str], bool]
+    spec: BondSpec, steering: Steering, managers: Managers, confined: str, rename_lock: Callable[[str], bool]
 ) -> AsyncIterator[Desk]:
     """Build the bond of this spec; on leaving, give everything back.
 
@@ -209,7 +209,6 @@ async def assemble(
         if left := await give_back_all(netlink, journal, spec.name):
             log.info("%s: gave back %d interfaces that a dead daemon held", spec.name, left)
         _refuse_taken_name(netlink, spec.name)
-        managers = Managers(spec.name)
         stack.callback(managers.forget)
         # Before the device is there: who sees it first would configure it.
         remarks = managers.tell([slave.name for slave in spec.slaves])

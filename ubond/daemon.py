@@ -25,6 +25,7 @@ from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
 
 if TYPE_CHECKING:
+    from ubond.managers import Managers
     from ubond.steering import Steering
 
 T = TypeVar("T")
@@ -211,18 +212,29 @@ def _locked(bond: str) -> Iterator[Lock]:
 
 
 def _run(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
+    from ubond.managers import Errand, Managers
     from ubond.sandbox import confine
     from ubond.steering import Steering
 
     paths.make_runtime_dir()
-    with _locked(spec.name) as lock, contextlib.closing(Steering()) as steering:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(_locked(spec.name))
+        steering = stack.enter_context(contextlib.closing(Steering()))
+        managers = Managers(spec.name)
+        if managers.need_errands:
+            managers = Managers(spec.name, errand=stack.enter_context(contextlib.closing(Errand())))
         confined = confine()
         log.info("%s: sandbox: %s", spec.name, confined)
-        _with_loop(lambda: _serve(spec, lock, ready, steering, confined))
+        _with_loop(lambda: _serve(spec, lock, ready, steering, managers, confined))
 
 
 async def _serve(
-    spec: BondSpec, lock: Lock, ready: Callable[[list[str]], None], steering: Steering, confined: str
+    spec: BondSpec,
+    lock: Lock,
+    ready: Callable[[list[str]], None],
+    steering: Steering,
+    managers: Managers,
+    confined: str,
 ) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     from ubond.assembly import assemble
@@ -239,7 +251,7 @@ async def _serve(
         loop.add_signal_handler(number, end, number)
     if init.is_first():
         init.collect_orphans()
-    async with assemble(spec, steering, confined, lock.rename) as desk:
+    async with assemble(spec, steering, managers, confined, lock.rename) as desk:
         ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

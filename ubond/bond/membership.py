@@ -57,12 +57,12 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         state.take_bond_mac(facts.mac)
         state.mac_kind = MacKind.STOLEN
     set_mac = mac_for(state, facts, others)
-    mtu = enslave.slave_mtu(state.mtu, facts.max_mtu, strict=state.strict)
+    mtu = enslave.slave_mtu(state.mtu, enslave.room_for_tags(facts), strict=state.strict)
     if mtu == state.mtu and facts.max_mtu and not state.strict:
         out.log(
             Level.WARNING,
-            f"its driver takes no MTU above {facts.max_mtu}: frames of full size with two VLAN tags"
-            " or an 802.1ad tag will be dropped (tx_too_long_tagged)",
+            "its MTU leaves no room for a second VLAN tag: frames of full size with two tags or an 802.1ad"
+            " tag will be dropped (tx_too_long_tagged)",
             facts.name,
         )
     held = enslave.plan(facts, state.name, mtu=mtu, set_mac=set_mac, take_addresses=event.take_addresses)
@@ -122,12 +122,14 @@ def first_link(state: State, carrier: bool) -> Link:
 
 def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave:
     """Make an interface that has gone through all steps a slave."""
+    # What the driver would not switch is not ours to mind, nor to give back.
+    held = replace(held, features=tuple(each for each in held.features if facts.features.get(each[0]) is each[2]))
     slave = Slave(
         name=facts.name,
         index=facts.index,
         mac=facts.mac,
         mtu=facts.mtu,
-        max_mtu=facts.max_mtu,
+        max_mtu=enslave.room_for_tags(facts),
         held=held,
         link=first_link(state, facts.carrier),
         carrier=facts.carrier,
