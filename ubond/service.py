@@ -113,6 +113,7 @@ class Service:
         self.on_rename: Callable[[str], bool] = lambda name: False
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._queued = 0
+        self._ending = False
         self._performer = self._loop.create_task(self._perform_queue())
         self._end_netlink = doors.netlink.subscribe(self._netlink_news)
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
@@ -270,7 +271,7 @@ class Service:
         """Look at a slave, or at what may be one that returns; many reasons make one look."""
         seen = self.bond.snapshot()
         slave = next((slave for slave in seen.slaves if slave.name == name), None)
-        if name in self._looks or (slave is None and name not in seen.awaited):
+        if self._ending or name in self._looks or (slave is None and name not in seen.awaited):
             return
         delay = LOOK_IN_A_FIGHT if slave is not None and slave.fights else LOOK_SOON
         self._looks[name] = self._loop.call_later(delay, self._begin_look, name)
@@ -296,7 +297,7 @@ class Service:
                 return
             if queued == self._queued:
                 break       # else something of ours may have been read half done
-        if self._has(slave):
+        if self._has(slave) and not self._ending:
             self.feed(SlaveChecked(facts, gated))
 
     async def _look_for(self, name: str) -> None:
@@ -306,7 +307,7 @@ class Service:
             facts = await self.doors.netlink.facts(name)
         except DoorError:
             return
-        if name in self.bond.snapshot().awaited:
+        if name in self.bond.snapshot().awaited and not self._ending:
             self.feed(SlaveReturned(facts))
 
     # ── the bond's own device ────────────────────────────────────────────────────────
@@ -526,6 +527,11 @@ class Service:
 
     async def shut(self) -> None:
         """Release all slaves, the last first, so that each failover on the way has somewhere to go."""
+        self._ending = True
+        for look in (self._round, *self._looks.values()):
+            look.cancel()
+        if not self._performer.done():
+            await self._queue.join()  # a slave on its way in must be in before it can be given back
         for slave in reversed([slave.name for slave in self.bond.snapshot().slaves]):
             try:
                 await self.release(slave)
@@ -535,8 +541,6 @@ class Service:
             return
         self._performer.cancel()
         self._end_netlink()
-        for look in (self._round, *self._looks.values()):
-            look.cancel()
         self._loop.remove_reader(self.doors.datapath.news_fd)
         for timer in (self._timer, self._uppers_timer):
             if timer is not None:

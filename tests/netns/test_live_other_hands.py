@@ -463,3 +463,20 @@ def test_everything_is_found_again_after_messages_were_lost(world: World) -> Non
         batch(world, *(f"link del d{i}" for i in range(500)))
         comes_to_rest(pid)
         world.host.ping(PEER4, count=3)
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_slave_that_returns_while_the_bond_is_taken_down_is_not_left_enslaved(world: World) -> None:
+    for wait_ms in (0, 20, 40, 60, 80):
+        world.ubond("up", "bond0", *world.nics)
+        bond = Bond(world, "bond0")
+        world.host.ip("link", "del", "eth2")
+        wait_slaves(bond, "eth1")
+        make_cable(world, "eth2", 102)
+        time.sleep(wait_ms / 1000)
+        world.ubond("down", "bond0")
+        assert "ifalias" not in world.host.link("eth2")
+        assert not gated(world, "eth2")
+        assert "bond0" not in world.host.links()
