@@ -123,7 +123,7 @@ def test_one_gate_removed_is_closed_again(world: World, way: str) -> None:
     with world.bond() as bond:
         world.host.run("tc", "filter", "del", "dev", "eth1", way)
         wait_until(lambda: repairs(bond, "eth1").get("gate") == 1, what="the gate is closed again")
-        assert gated(world, "eth1")
+        wait_until(lambda: gated(world, "eth1"), what="both gates are closed")
         world.host.ping(PEER4, count=3)
 
 
