@@ -422,6 +422,9 @@ class Bond:
         match failed.action:
             case SetSlaveMac(name, mac):
                 rest = tuple(self._mac_not_set(name, mac, failed.errno, rest, out))
+            case Remember(held) if any(isinstance(each, SetSlaveMac) and each.slave == held.slave for each in rest):
+                # What is not in the journal is not taken: nobody could give it back.
+                rest = tuple(self._mac_not_set(held.slave, state.mac, failed.errno, rest, out))
             case SetBondMac():
                 out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
                 state.take_bond_mac(state.mac_before or state.mac)

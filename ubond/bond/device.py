@@ -25,6 +25,12 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
     if not mac.is_valid_unicast or modes.mac_policy(state) is not FailOverMac.NONE:
         state.mac_kind = MacKind.SET if mac.is_valid_unicast else kind
         out.moves.append(SetBondMac(before))
+
+        def keep(failed: ActionFailed, out: Transaction) -> None:
+            out.log(Level.ERROR, f"The MAC of the bond could not be put back: {failed.error}")
+            state.take_bond_mac(mac)
+
+        out.recovery = keep
         return
     state.take_bond_mac(mac)
     state.mac_kind = MacKind.SET
