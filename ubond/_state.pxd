@@ -161,6 +161,7 @@ cdef struct fp_worker:              # one thread
     uint32_t turn                   # round-robin counter
     uint64_t random
     int64_t checked                 # when the active slave was last asked about by reception
+    uint32_t tx_burst               # frames taken at once: as many as there lately were
     int rx_burst                    # packets asked for at once, so that a batch stays in cache
 
     uint64_t no_slave               # frames for which there was nowhere to go
