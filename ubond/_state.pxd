@@ -9,7 +9,7 @@ cdef enum:
     MAX_SLAVES = 64         # bits of a mask
     MAX_QUEUES = 64
     BATCH = 64              # frames taken before the world is looked at again ...
-    BATCH_BYTES = 131072    # ... or bytes, whichever comes first
+    BATCH_BYTES = 262144    # ... or bytes, whichever comes first
     FRAME_MAX = 66560       # 64 KiB of GSO, headers, tags, virtio-net header, rounded up
     ARENA = BATCH_BYTES + FRAME_MAX
     NEAR = 2048             # of a received frame this much lies close to its neighbours'
