@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from ubond import paths
@@ -28,17 +29,25 @@ class CommandError(Exception):
 
 # ── talking to daemons ───────────────────────────────────────────────────────────────
 
+#: Seconds that a daemon may take to start or to end.
+PATIENCE = 3.0
+
 
 def connect(bond: str) -> Client:
     """A connection to the daemon of a bond; CommandError that says what can be done if there is none."""
     if "/" in bond or len(os.fsencode(bond)) > IFNAME_MAX:
         raise CommandError(NO_BOND, f"{bond!r} cannot be the name of a bond")
-    try:
-        return Client(str(paths.socket_path(bond)))
-    except ControlError as error:
-        if error.code != NO_BOND:
-            raise
-        raise CommandError(*_why_no_bond(bond)) from None
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return Client(str(paths.socket_path(bond)))
+        except ControlError as error:
+            if error.code != NO_BOND:
+                raise
+        # A daemon that holds its lock and does not listen is about to, or is going: soon it is clear.
+        if not paths.running(bond) or time.monotonic() > end:
+            raise CommandError(*_why_no_bond(bond))
+        time.sleep(0.02)
 
 
 def _why_no_bond(bond: str) -> tuple[int, str]:

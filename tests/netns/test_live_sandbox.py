@@ -112,7 +112,7 @@ def test_every_descriptor_is_closed_on_exec_and_none_is_somebody_elses(bond: Bon
     assert len(flags) > 10
     assert {fd: targets[fd] for fd, bits in flags.items() if not bits & O_CLOEXEC} == {}
     assert "/etc/passwd" not in targets.values()
-    assert {targets[fd] for fd in "012"} == {"/dev/null"}
+    assert {os.path.basename(targets[fd]) for fd in "012"} == {"null"}
 
 
 def test_all_that_an_operator_does_still_works(world: World, bond: Bond) -> None:
