@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno as E
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 
 from ubond.bond import announce, device, failover, hands, membership, modes, setters
 from ubond.bond.events import (
@@ -65,6 +66,21 @@ from ubond.wire import MacAddr
 REMEMBERED = 32
 
 
+@dataclass(slots=True)
+class Memory:
+    """What a bond decides by: all but the transactions whose actions may still fail."""
+
+    state: State
+    grid: Grid
+    looked: int
+    peers: Rounds
+    reports: Rounds
+    published: TxTable | None
+    carrier_told: bool | None
+    provisional: bool
+    tell_again: bool
+
+
 class Bond:
     """One bond: its slaves, mode and monitors.
 
@@ -97,6 +113,22 @@ class Bond:
         self._provisional = False
         self._tell_again = False
         self._transactions: deque[tuple[tuple[Action, ...], Recovery | None]] = deque(maxlen=REMEMBERED)
+
+    @classmethod
+    def remembering(cls, memory: Memory) -> Bond:
+        """A bond that goes on where another was when it told its `memory`."""
+        state = memory.state
+        bond = cls(state.name, mac=state.mac, random_mac=state.random_mac)
+        for each in fields(Memory):
+            setattr(bond, f"_{each.name}", getattr(memory, each.name))
+        return bond
+
+    def memory(self) -> Memory:
+        """All that this bond will decide by, as long as no action of its is still under way.
+
+        Not a copy: `document.freeze` it before the next event.
+        """
+        return Memory(**{each.name: getattr(self, f"_{each.name}") for each in fields(Memory)})
 
     def handle(self, event: Event, now: int) -> list[Action]:
         """Take in one event seen at `now` (monotonic ns); return what to do, in order.

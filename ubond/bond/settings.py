@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno as E
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from ubond.bond import options
 from ubond.bond.options import (
@@ -33,21 +33,29 @@ RAW = frozenset(
 )
 
 
+@dataclass(slots=True)
 class Settings:
-    """The options of one bond as they are stored; per-slave ones live in the slaves."""
+    """The options of one bond as they are stored; per-slave ones live in the slaves.
 
-    def __init__(self) -> None:
-        self._values: dict[str, int | str] = {
+    `values`: what was written by this or another version; the others have what a new bond has.
+    """
+
+    values: dict[str, int | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        written = self.values
+        self.values = {
             name: int(option.start) if isinstance(option.start, int) else option.start
             for name, option in OPTIONS.items()
         }
+        self.values.update((name, value) for name, value in written.items() if name in self.values)
 
     def number(self, name: str) -> int:
         """The stored number of an option."""
-        return int(self._values[name])
+        return int(self.values[name])
 
     def store(self, name: str, value: int | str) -> None:
-        self._values[name] = value
+        self.values[name] = value
 
     @property
     def mode(self) -> Mode:
@@ -73,11 +81,11 @@ class Settings:
     @property
     def primary(self) -> str:
         """The configured primary, enslaved or not; empty for none."""
-        return str(self._values["primary"])
+        return str(self.values["primary"])
 
     def read_back(self) -> dict[str, int | str]:
         """Every option as the driver reads it back: delays in milliseconds."""
-        values = dict(self._values)
+        values = dict(self.values)
         for name in IN_PASSES:
             values[name] = self.number(name) * self.miimon
         return values
