@@ -20,9 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.netns.world import ADDRESSES, ROOT, Bond, Space, World, WorldError, wait_until
+from tests.netns.world import ADDRESSES, ROOT, Bond, Kind, Space, World, WorldError, wait_until
 from ubond.client import Client
 
+AGENT = Path(__file__).parent / "agent.py"
 ENGINE = ("podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000")
 RIGHTS = ("--network=none", "--cap-drop=all", "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW",
@@ -82,44 +83,114 @@ def volumes() -> list[str]:
     return [word for place in places if Path(place).is_dir() for word in ("-v", f"{place}:{place}:ro")]
 
 
-class Contained(World):
-    """A world whose host is a container; `command` is what runs in it as process 1."""
+class InContainers(Kind):
+    """Worlds whose host is a container, its switch and peer outside: `pytest --world=container`.
 
-    def __init__(self, command: Sequence[str] = SHELL, *, options: Sequence[str] = ()) -> None:
-        """`options`: more of `podman run`."""
-        super().__init__(2)
-        self._command, self._options = command, options
+    What a test starts in the host, the engine has started there (`agent`).  /tmp is shared with the
+    container and ubond's runtime directory is in it, so that a test finds a bond's files and its own
+    where it does in a namespace.
+    """
+
+    def __init__(self, command: Sequence[str] = SHELL, options: Sequence[str] = (), *, bare: bool = False) -> None:
+        """`bare`: nothing is shared and there is no agent, so that all is as the engine makes it."""
+        self._command, self._options, self._bare = command, options, bare
+        if not bare:
+            os.environ.setdefault("UBOND_RUNTIME_DIR", f"/tmp/ubond-worlds-{os.getpid()}")
+        self._containers: dict[str, Container] = {}
+
+    def of(self, world: World) -> Container:
+        return self._containers[world.key]
+
+    def host(self, name: str) -> Space:
+        return Space(name, () if self._bare else (sys.executable, "-ISE", str(AGENT), "run", _agent_of(name)))
+
+    def make_host(self, world: World) -> None:
+        options = [*self._options]
+        if not self._bare:
+            options += ["-v", "/tmp:/tmp"]
+        container = self._containers[world.key] = Container(world.host, self._command, options)
+        container.open()
+        if not self._bare:
+            agent = _agent_of(world.host.name)
+            podman("exec", "--detach", container.name, sys.executable, "-ISE", str(AGENT), "serve", agent)
+            wait_until(Path(agent).exists, what="the agent in the container")
+
+    def pid(self, world: World, pid: int) -> int:
+        return self.of(world).outer_pid(pid)
+
+    def close(self, world: World) -> None:
+        if container := self._containers.pop(world.key, None):
+            container.close()
+            Path(_agent_of(world.host.name)).unlink(missing_ok=True)
+
+
+def _agent_of(host: str) -> str:
+    """The socket of the agent in a host's container."""
+    return f"/tmp/{host}.agent"
+
+
+class Container:
+    """One container; its network namespace has the name of a world's host."""
+
+    def __init__(self, space: Space, command: Sequence[str], options: Sequence[str]) -> None:
+        """`command` is what runs in it as process 1; `options` are more of `podman run`."""
+        self._space, self._command, self._options = space, command, options
         self._stack = contextlib.ExitStack()
-        self.container, self.pid = "", 0
+        self.name, self.pid = "", 0
 
-    def _add(self, space: Space) -> None:
-        if space is not self.host:
-            super()._add(space)
-            return
+    def open(self) -> None:
         root = self._stack.enter_context(root_filesystem())
-        self.container = podman(
+        self.name = podman(
             "run", "--detach", *LIMITS, *RIGHTS, *volumes(), "-e", f"PYTHONPATH={ROOT}", *self._options,
             "--rootfs", f"{root}:O", *self._command,
         ).stdout.strip()  # fmt: skip
-        self._stack.callback(podman, "rm", "--force", "--time", "0", self.container, check=False)
+        self._stack.callback(podman, "rm", "--force", "--time", "0", self.name, check=False)
         self.pid = int(self.inspect("State")["Pid"])
-        subprocess.run(["ip", "netns", "attach", space.name, str(self.pid)], check=True, capture_output=True)
-        space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        subprocess.run(["ip", "netns", "attach", self._space.name, str(self.pid)], check=True, capture_output=True)
+        # From outside: the container's own /proc/sys is read-only.
+        Space(self._space.name).run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
 
     def close(self) -> None:
         self._stack.close()
-        super().close()
 
     def inspect(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(podman("inspect", self.container).stdout)[0][key]
+        found: dict[str, Any] = json.loads(podman("inspect", self.name).stdout)[0][key]
         return found
+
+    def outer_pid(self, inner: int) -> int:
+        """The number that a process of the container has outside."""
+        pids = subprocess.run(["ip", "netns", "pids", self._space.name], capture_output=True, text=True).stdout.split()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if state_of(int(pid))["NSpid"].split()[-1] == str(inner):
+                    return int(pid)
+        raise ProcessLookupError(f"no process {inner} in the container")
+
+
+def state_of(pid: int) -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {key: value.strip() for key, value in lines}
+
+
+class Contained(World):
+    """A world whose host is a container by itself; `command` is what runs in it as process 1."""
+
+    def __init__(self, command: Sequence[str] = SHELL, *, options: Sequence[str] = ()) -> None:
+        """`options`: more of `podman run`."""
+        self._in = InContainers(command, options, bare=True)
+        super().__init__(2, of=self._in)
+
+    @property
+    def container(self) -> Container:
+        return self._in.of(self)
 
     def exec(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in the container."""
-        return podman("exec", self.container, *command, check=check, timeout=timeout)
+        return podman("exec", self.container.name, *command, check=check, timeout=timeout)
 
     def logs(self) -> str:
-        done = podman("logs", self.container)
+        done = podman("logs", self.container.name)
         return done.stdout + done.stderr
 
     def ubond(
@@ -165,4 +236,4 @@ class ContainedBond(Bond):
         return False
 
     def _socket(self) -> Path:
-        return next(Path(f"/proc/{self.world.pid}/root/run/ubond").rglob(f"{self.name}.sock"))
+        return next(Path(f"/proc/{self.world.container.pid}/root/run/ubond").rglob(f"{self.name}.sock"))

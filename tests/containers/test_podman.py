@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.containers.container import FOREGROUND, Contained, ContainedBond, podman, why_not
+from tests.containers.container import FOREGROUND, Contained, ContainedBond, podman, state_of, why_not
 from tests.netns.world import (
     HOST4,
     HOST6,
@@ -40,17 +39,6 @@ def world(engine: None) -> Iterator[Contained]:
         yield world
 
 
-def state_of(pid: int) -> dict[str, str]:
-    lines = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {key: value.strip() for key, value in lines}
-
-
-def outside_pid(world: Contained, inside: int) -> int:
-    """The number that a process of the container has outside."""
-    pids = subprocess.run(["ip", "netns", "pids", world.host.name], capture_output=True, text=True).stdout.split()
-    return next(int(pid) for pid in pids if state_of(int(pid))["NSpid"].split()[-1] == str(inside))
-
-
 def lose_nothing(world: Contained, bond: Bond) -> None:
     """Pull the link that carries a load, twice; every datagram arrives."""
     program = blast()
@@ -78,7 +66,7 @@ def lose_nothing(world: Contained, bond: Bond) -> None:
 
 
 def test_the_container_is_as_poor_as_it_is_meant_to_be(world: Contained) -> None:
-    state = state_of(world.pid)
+    state = state_of(world.container.pid)
     assert int(state["CapEff"], 16) == int(state["CapBnd"], 16) == 1 << 12 | 1 << 13
     for place in ("/proc/sys/net/ipv4/ip_forward", "/sys/class/net/lo/mtu"):
         refused = world.exec("sh", "-c", f"echo 1 > {place}", check=False)
@@ -124,7 +112,7 @@ def first(engine: None, tmp_path: Path) -> Iterator[tuple[Contained, ContainedBo
 
 def test_process_1_carries_traffic_and_loses_nothing(first: tuple[Contained, ContainedBond]) -> None:
     world, bond = first
-    assert bond.pid == 1
+    assert bond.pid == world.container.pid
     world.host.ping(PEER4, count=5)
     world.peer.ping(HOST4, count=5)
     lose_nothing(world, bond)
@@ -134,8 +122,8 @@ def test_process_1_collects_orphans(first: tuple[Contained, ContainedBond]) -> N
     world, _ = first
     world.exec("sh", "-c", "(sh -c 'echo $$ > /share/orphan; exec sleep 0.5' &)")
     orphan = int((world_share(world) / "orphan").read_text())
-    outside = outside_pid(world, orphan)
-    assert state_of(outside)["PPid"] == str(world.pid), "process 1 is its parent"
+    outside = world.container.outer_pid(orphan)
+    assert state_of(outside)["PPid"] == str(world.container.pid), "process 1 is its parent"
     wait_until(lambda: not Path(f"/proc/{outside}").exists(), what="the orphan is collected")
     world.host.ping(PEER4)
 
@@ -144,14 +132,14 @@ def test_process_1_passes_its_signal_on_and_gives_the_nics_back(first: tuple[Con
     world, _ = first
     share = world_share(world)
     podman(
-        "exec", "--detach", world.container, "sh", "-c",
+        "exec", "--detach", world.container.name, "sh", "-c",
         'trap "echo TERM > /share/heard; exit" TERM; touch /share/ready; while :; do sleep 0.05; done',
     )  # fmt: skip
     wait_until((share / "ready").exists, what="the other process")
     assert "(ubond)" in world.host.link("eth1")["ifalias"]
-    podman("kill", "--signal", "TERM", world.container)
-    wait_until(lambda: not world.inspect("State")["Running"], 15, "the container has ended")
-    assert world.inspect("State")["ExitCode"] == 0, world.logs()
+    podman("kill", "--signal", "TERM", world.container.name)
+    wait_until(lambda: not world.container.inspect("State")["Running"], 15, "the container has ended")
+    assert world.container.inspect("State")["ExitCode"] == 0, world.logs()
     assert (share / "heard").read_text() == "TERM\n"
     assert sorted(world.host.links()) == ["eth1", "eth2", "lo"]
     for nic in world.nics:
@@ -165,5 +153,5 @@ def world_share(world: Contained) -> Path:
 
 
 def podman_mounts(world: Contained) -> list[dict[str, str]]:
-    mounts: list[dict[str, str]] = list(world.inspect("Mounts"))
+    mounts: list[dict[str, str]] = list(world.container.inspect("Mounts"))
     return mounts

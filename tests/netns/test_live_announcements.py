@@ -117,7 +117,7 @@ def test_announcements_keep_their_distance(world: World) -> None:
         change(world, bond, "set")
         times = [seen.at for seen in sniffer.collect(is_gratuitous_arp, 3)]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert all(0.25 < gap < 0.6 for gap in gaps), gaps
+        assert all(0.25 < gap < world.seconds(0.6) for gap in gaps), gaps
 
 
 def test_a_failback_is_announced_and_the_switch_learns_it(world: World) -> None:

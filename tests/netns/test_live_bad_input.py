@@ -275,6 +275,7 @@ def test_removing_what_is_no_slave(running: World) -> None:
 # ── permission ───────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.needs("other users")
 @pytest.mark.parametrize("lost", ["net_admin", "net_raw"])
 def test_without_a_capability(world: World, lost: str) -> None:
     before = world.picture()
@@ -288,6 +289,7 @@ def test_without_a_capability(world: World, lost: str) -> None:
     assert_as_before(before, world.picture)
 
 
+@pytest.mark.needs("other users")
 def test_an_ordinary_user_may_neither_start_nor_change_a_bond(running: World) -> None:
     def as_nobody(*words: str) -> subprocess.CompletedProcess[str]:
         # The interpreter may be where only root can read: keep a root that has no capabilities but that.
@@ -307,6 +309,7 @@ def test_an_ordinary_user_may_neither_start_nor_change_a_bond(running: World) ->
     assert "Currently Active Slave: eth1" in done.stdout
 
 
+@pytest.mark.needs("mounts")
 def test_without_dev_net_tun(world: World) -> None:
     before = world.picture()
     done = world.host.run(

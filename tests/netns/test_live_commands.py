@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import stat
@@ -78,7 +79,7 @@ def test_foreground_logs_and_ends_cleanly_at_sigterm_and_sigint(world: World) ->
         try:
             wait_until(lambda: world.host.reaches(PEER4), what="traffic")
             process.send_signal(number)
-            _, err = process.communicate(timeout=15)
+            _, err = process.communicate(timeout=world.seconds(15))
         finally:
             process.kill()
         assert process.returncode == 0
@@ -92,19 +93,18 @@ def test_foreground_tells_the_service_manager_when_frames_flow(world: World, tmp
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(15)
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", world.host.name, "env", f"NOTIFY_SOCKET={tmp_path / 'notify'}",
-             sys.executable, "-m", "ubond", "up", "bond0", "eth1", "eth2",
-             "--foreground", *ADDRESSES],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        manager.settimeout(world.seconds(15))
+        process = world.host.start(
+            "env", f"NOTIFY_SOCKET={tmp_path / 'notify'}", sys.executable, "-m", "ubond", "up", "bond0", "eth1", "eth2",
+            "--foreground", *ADDRESSES,
         )  # fmt: skip
         try:
             assert manager.recv(100) == b"READY=1"
             world.host.ping(PEER4)
         finally:
             process.terminate()
-            assert process.wait(15) == 0
+            process.communicate(timeout=world.seconds(15))
+        assert process.returncode == 0
 
 
 def test_sigterm_takes_a_bond_in_the_background_down_cleanly(world: World) -> None:
@@ -181,20 +181,28 @@ Peer Notification Delay (ms): 0
 
 Slave Interface: eth1
 MII Status: up
-Speed: 10000 Mbps
-Duplex: full
+Speed: {speed}
+Duplex: {duplex}
 Link Failure Count: 0
 Permanent HW addr: {eth1}
 Slave queue ID: 0
 
 Slave Interface: eth2
 MII Status: up
-Speed: 10000 Mbps
-Duplex: full
+Speed: {speed}
+Duplex: {duplex}
 Link Failure Count: 0
 Permanent HW addr: {eth2}
 Slave queue ID: 0
 """
+
+
+def speed_of(world: World, nic: str) -> tuple[str, str]:
+    """Speed and duplex as the driver's text has them, out of what ethtool says."""
+    said = world.host.run("ethtool", nic).stdout
+    found = re.search(r"Speed: (?:(\d+)Mb/s|Unknown!)", said)
+    assert found
+    return f"{found[1]} Mbps" if found[1] else "Unknown", "full" if "Duplex: Full" in said else "Unknown"
 
 
 def test_status_in_its_three_forms(world: World) -> None:
@@ -205,7 +213,8 @@ def test_status_in_its_three_forms(world: World) -> None:
         "eth1", "eth2", "--primary=eth2", "--miimon=50", "--updelay=200", "--downdelay=100ms", "-o", "eth1.prio=7"
     ) as bond:
         wait_until(lambda: bond.active == "eth2" and bond.link_state("eth1") == "UP", what="both up")
-        expected = PROC.format(version=__version__, **own)
+        speed, duplex = speed_of(world, "eth1")
+        expected = PROC.format(version=__version__, speed=speed, duplex=duplex, **own)
         assert world.ubond("status", "bond0").stdout == expected
         assert world.ubond("status").stdout == expected
         assert world.ubond("status", "bond0", "--format", "proc").stdout == expected
@@ -312,6 +321,10 @@ def test_every_option_that_may_change_changes_while_it_runs(world: World) -> Non
     with world.bond("eth1", "eth2") as bond:
         for written, option, shown in SETTINGS:
             done = world.ubond("set", "bond0", written, check=False)
+            if written == "eth2.queue_id=2" and not world.can("CAP_BPF"):
+                assert done.returncode != 0
+                assert "queue_id needs CAP_BPF" in done.stderr
+                continue
             assert done.returncode == 0, f"{written}: {done.stderr}"
             assert bond.option(option) == shown, written
             if written == "updelay=250":
@@ -383,7 +396,7 @@ def test_monitor_prints_what_happens_until_the_bond_ends(world: World, named: bo
             assert (event["kind"], event["from"], event["to"]) == ("active", "eth1", "eth2")
             world.ubond("down", "bond0")
             for process in (plain, asjson):
-                assert process.wait(10) == 0
+                assert process.wait(world.seconds(10)) == 0
         finally:
             for process in (plain, asjson):
                 process.kill()
@@ -401,7 +414,7 @@ def test_monitor_ends_quietly_when_interrupted(world: World) -> None:
 
         wait_until(speaks, what="the listener prints")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=world.seconds(10))
         assert process.returncode in (0, 130, -signal.SIGINT)
         assert err == ""
 
@@ -421,7 +434,7 @@ def test_history_tells_when_why_from_to_lost_and_silence(world: World) -> None:
         wait_until(lambda: bond.ask("history")["history"][-1]["silence_ns"], what="the silence is known")
         entry = json.loads(world.ubond("history", "bond0", "--json").stdout)[-1]
         assert (entry["from"], entry["to"], entry["lost"]) == ("eth1", "eth2", 0)
-        assert 0 < entry["silence_ns"] < 500_000_000
+        assert 0 < entry["silence_ns"] < world.seconds(0.5) * 1e9
         assert "link of eth1 went down" in entry["why"]
         assert abs(entry["time"] - time.time()) < 60
         last = world.ubond("history", "bond0").stdout.splitlines()[-1].split()

@@ -17,8 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import ADDRESSES, PEER4, Bond, World, assert_as_before, blast, finish, inside, wait_until
 
+from tests.netns.world import (
+    ADDRESSES,
+    PEER4,
+    Bond,
+    World,
+    assert_as_before,
+    blast,
+    finish,
+    inside,
+    start_receiver,
+    wait_until,
+)
 from ubond import paths
 
 OTHER_MAC = "02:00:5e:00:00:99"
@@ -190,10 +201,11 @@ def test_our_own_changes_are_never_taken_for_somebody_elses(world: World) -> Non
 def load(world: World, bond: str = "bond0") -> Iterator[dict[str, Any]]:
     """As many datagrams as go out of the bond, while the block runs; how it went is there afterwards."""
     program = blast()
-    receiver = world.peer.start(program, "udp-recv", "--seconds", "60", "--idle-ms", "1500")
-    sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", "20000", "--seconds", "4")
+    rate, seconds = world.rate(20_000), world.seconds(4)
+    receiver = start_receiver(world.peer, 60)
+    sender = world.host.start(program, "udp-send", "--to", PEER4, "--rate", str(rate), "--seconds", f"{seconds:g}")
     outcome: dict[str, Any] = {}
-    wait_until(lambda: world.host.counters(bond)["tx"]["packets"] > 500, what="load")
+    wait_until(lambda: world.host.counters(bond)["tx"]["packets"] > rate // 40, what="load")
     yield outcome
     outcome["sent"], outcome["received"] = finish(sender), finish(receiver)
 
@@ -219,13 +231,13 @@ def test_a_slave_deleted_and_made_anew_under_load_is_enslaved_again(world: World
         bond.set("eth1.prio=5")
         world.host.ping(PEER4)
         with load(world) as outcome:
-            world.host.ip("link", "del", "eth1")
+            world.remove("eth1")
             wait_slaves(bond, "eth2")
             assert bond.ours["awaited"] == ["eth1"]
             make_cable(world, "eth1", index)
             wait_slaves(bond, "eth1", "eth2")
             bond.wait_link("eth1", "UP")
-        assert outcome["sent"]["pps"] > 19000
+        assert outcome["sent"]["pps"] > 0.95 * world.rate(20_000)
         assert outcome["received"]["duplicated"] == 0
         assert outcome["received"]["lost"] < outcome["sent"]["sent"] * 0.001
         assert bond.ours["awaited"] == []
@@ -287,7 +299,7 @@ def test_a_slave_renamed_under_load_stays_and_another_of_its_old_name_is_left_al
 
 def test_one_that_returns_with_an_address_is_awaited_until_it_can_be_enslaved(world: World) -> None:
     with world.bond() as bond:
-        world.host.ip("link", "del", "eth2")
+        world.remove("eth2")
         wait_slaves(bond, "eth1")
         world.host.ip("link", "add", "away2", "index", "903", "type", "veth", "peer", "name", "far2")
         world.host.ip("addr", "add", "192.0.2.9/24", "dev", "away2")
@@ -317,8 +329,9 @@ def test_the_bond_deleted_or_moved_under_load_ends_cleanly(world: World, how: st
     world.ubond("up", "bond0", *world.nics, *ADDRESSES)
     pid = Bond(world, "bond0").pid
     world.host.ping(PEER4)
-    sender = world.host.start(blast(), "udp-send", "--to", PEER4, "--rate", "20000", "--seconds", "20")
-    wait_until(lambda: world.host.counters("bond0")["tx"]["packets"] > 500, what="load")
+    sender = world.host.start(blast(), "udp-send", "--to", PEER4, "--rate", str(world.rate(20_000)),
+                              "--seconds", "100")
+    wait_until(lambda: world.host.counters("bond0")["tx"]["packets"] > world.rate(500), what="load")
     if how == "deleted":
         world.host.ip("link", "del", "bond0")
     else:
@@ -445,7 +458,7 @@ def test_everything_is_found_again_after_messages_were_lost(world: World) -> Non
                   *(f"route add 10.{97 + i // 250}.{i % 250}.0/24 dev crowd" for i in range(2000)))
             world.host.ip("link", "set", "eth1", "address", OTHER_MAC)
             world.host.run("tc", "qdisc", "del", "dev", "eth1", "clsact")
-            world.host.ip("link", "del", "eth2")
+            world.remove("eth2")
             make_cable(world, "eth2", 102)      # of the same name and index: another device all the same
             world.host.ip("link", "set", "bond0", "mtu", "1400")
         finally:
@@ -472,7 +485,7 @@ def test_a_slave_that_returns_while_the_bond_is_taken_down_is_not_left_enslaved(
     for wait_ms in (0, 20, 40, 60, 80):
         world.ubond("up", "bond0", *world.nics)
         bond = Bond(world, "bond0")
-        world.host.ip("link", "del", "eth2")
+        world.remove("eth2")
         wait_slaves(bond, "eth1")
         make_cable(world, "eth2", 102)
         time.sleep(wait_ms / 1000)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.netns.world import Bond, Crossed, Seen, Sniffer, wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.needs("CAP_BPF")]
 
 KIND = 0x88B5
 FRAME = bytes.fromhex("02005e00539902005e00530188b5")

@@ -6,6 +6,10 @@
 
 Everything is a namespace or a veth pair of this world alone, and `close` removes it whatever
 happened.  `Crossed` is the same host cabled straight to a peer with as many NICs.
+
+What the host is, its `Kind` says: a namespace (the default), a podman container, or a namespace of
+a virtual machine whose NICs are emulated ones with their own drivers.  `pytest --world=KIND`
+chooses, and no test asks which it is: it says what it needs (`needs`, in the conftest beside this).
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
+from tests.netns.needs import lacking
 from ubond import paths
 from ubond.client import Client
 from ubond.wire import MacAddr
@@ -44,7 +51,8 @@ class WorldError(AssertionError):
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 8.0, what: str = "") -> Any:
-    """Return what `true()` returns once it is true; WorldError if it is not within `seconds`."""
+    """Return what `true()` returns once it is true; WorldError if not within so many `seconds`, or as that is there."""
+    seconds *= kind().patience
     end = time.monotonic() + seconds
     while not (found := true()):
         if time.monotonic() > end:
@@ -71,17 +79,21 @@ def _enter(fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """One network namespace."""
+    """One network namespace; `enter` is the command, without its arguments, that runs another in it."""
 
     name: str
+    enter: tuple[str, ...] = ()
+
+    def _command(self, *command: str) -> list[str]:
+        return [*(self.enter or ("ip", "netns", "exec", self.name)), *command]
 
     def run(
         self, *command: str, check: bool = True, timeout: float = 60, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it to its end, output captured."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self.name, *command], cwd=ROOT, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=timeout, env=env,
+            self._command(*command), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=timeout * kind().patience, env=env,
         )  # fmt: skip
         if check and done.returncode:
             raise WorldError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
@@ -90,7 +102,7 @@ class Space:
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command in it, its output in pipes."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *command], cwd=ROOT, stdin=subprocess.DEVNULL,
+            self._command(*command), cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -102,7 +114,8 @@ class Space:
 
     def ip(self, *words: str, check: bool = True) -> str:
         """Run `ip` on it; return what it printed."""
-        done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True,
+                              timeout=60 * kind().patience)  # fmt: skip
         if check and done.returncode:
             raise WorldError(f"ip {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
@@ -145,7 +158,8 @@ class Space:
         return done.stdout
 
     def reaches(self, address: str) -> bool:
-        return " 1 received" in self.ping(address, check=False, wait="0.3")
+        wait = 0.3 * kind().patience
+        return " 1 received" in self.ping(address, check=False, wait=f"{wait:g}")
 
     def send(self, interface: str, frame: bytes) -> None:
         """Send one frame as it is."""
@@ -244,17 +258,92 @@ def _seen(data: bytes, extra: Iterable[tuple[int, int, bytes]]) -> Seen:
     return Seen(at, data)
 
 
+# ── kinds of worlds ──────────────────────────────────────────────────────────────────
+
+#: What `--world` takes, and where that kind is.
+KINDS = {
+    "netns": "tests.netns.world:Kind",
+    "container": "tests.containers.container:InContainers",
+    "virtio": "tests.guest.emulated:Emulated",
+    "e1000": "tests.guest.emulated:Emulated",
+}
+
+
+class Kind:
+    """What the host of a world is, and how NICs come to be in it.  This one: a namespace, and veth pairs."""
+
+    #: How many times longer anything may take, and the share of a test's rate of frames that can be had.
+    patience, pace = 1.0, 1.0
+
+    def host(self, name: str) -> Space:
+        """The host's namespace, not made yet."""
+        return Space(name)
+
+    def make_host(self, world: World) -> None:
+        make_space(world.host)
+
+    def cable(self, world: World, nic: str, index: int, other: Space, far: str) -> None:
+        """Give the host a NIC whose cable ends as `far` in another namespace; both ends are down."""
+        veth(world.host, nic, index, other, far, world.mtu)
+
+    def remove(self, world: World, nic: str) -> None:
+        """Take a NIC out of the host, as if it was pulled out of its slot."""
+        world.host.ip("link", "del", nic)
+
+    def pull(self, world: World, nic: str) -> None:
+        space, port = world.far_end(nic)
+        space.ip("link", "set", port, "down")
+
+    def plug(self, world: World, nic: str) -> None:
+        space, port = world.far_end(nic)
+        space.ip("link", "set", port, "up")
+
+    def pid(self, world: World, pid: int) -> int:
+        """The number that a process of the host has for us."""
+        return pid
+
+    def close(self, world: World) -> None:
+        """Give back what `make_host` and `cable` took beyond the namespaces."""
+
+
+@cache
+def kind() -> Kind:
+    """The kind of this run's worlds."""
+    module, _, name = KINDS[os.environ.get("UBOND_WORLD", "netns")].partition(":")
+    found: Kind = getattr(import_module(module), name)()
+    return found
+
+
+def make_space(space: Space) -> None:
+    subprocess.run(["ip", "netns", "add", space.name], check=True, capture_output=True)
+    # IPv6 addresses work at once: nobody has to wait for duplicate address detection.
+    space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+    space.ip("link", "set", "lo", "up")
+
+
+def veth(one: Space, nic: str, index: int, other: Space, far: str, mtu: int) -> None:
+    """A veth pair between two namespaces, both ends down."""
+    subprocess.run(
+        ["ip", "link", "add", nic, "index", str(index), "mtu", str(mtu), "netns", one.name, "type", "veth",
+         "peer", "name", far, "mtu", str(mtu), "netns", other.name],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
 # ── the world ────────────────────────────────────────────────────────────────────────
 
 
 class World:
     """Host, switch and peer.  NICs of the host are eth1, eth2, ...; each has its own MAC."""
 
-    def __init__(self, nics: int = 2, *, mtu: int = 1500) -> None:
+    def __init__(self, nics: int = 2, *, mtu: int = 1500, of: Kind | None = None) -> None:
+        """`of`: another kind than this run's."""
+        self.kind = of or kind()
         self.key = f"{os.getpid()}{secrets.token_hex(3)}"
         self.nics = tuple(f"eth{number}" for number in range(1, nics + 1))
         self.mtu = mtu
-        self.host, self.switch, self.peer = (Space(f"ubt{self.key}-{place}") for place in "hsp")
+        self.host = self.kind.host(f"ubt{self.key}-h")
+        self.switch, self.peer = (Space(f"ubt{self.key}-{place}") for place in "sp")
         self._others: list[Space] = []
 
     def __enter__(self) -> Self:
@@ -269,8 +358,7 @@ class World:
         self.close()
 
     def _build(self) -> None:
-        for space in (self.host, self.switch, self.peer):
-            self._add(space)
+        self._make_spaces()
         self.switch.ip(
             "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0", "mcast_snooping", "0"
         )
@@ -289,27 +377,40 @@ class World:
             self.wait_forwarding(nic)
         wait_until(lambda: _forwards(self.switch, "swp"), what="the peer's port forwards")
 
-    def _add(self, space: Space) -> None:
-        subprocess.run(["ip", "netns", "add", space.name], check=True, capture_output=True)
-        # IPv6 addresses work at once: nobody has to wait for duplicate address detection.
-        space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-        space.ip("link", "set", "lo", "up")
+    def _make_spaces(self) -> None:
+        self.kind.make_host(self)
+        make_space(self.switch)
+        make_space(self.peer)
 
     def add_space(self, name: str) -> Space:
         """One more namespace of this world."""
         space = Space(f"ubt{self.key}-{name}")
-        self._add(space)
+        make_space(space)
         self._others.append(space)
         return space
 
     def cable(self, one: Space, nic: str, index: int, other: Space, far: str) -> None:
-        """A veth pair between two namespaces, both ends down."""
-        mtu = str(self.mtu)
-        subprocess.run(
-            ["ip", "link", "add", nic, "index", str(index), "mtu", mtu, "netns", one.name, "type", "veth",
-             "peer", "name", far, "mtu", mtu, "netns", other.name],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        """A cable between two namespaces, both ends down; a NIC of the host is what this kind of world has."""
+        if one is self.host and nic in self.nics:
+            self.kind.cable(self, nic, index, other, far)
+        else:
+            veth(one, nic, index, other, far, self.mtu)
+
+    def remove(self, nic: str) -> None:
+        """Take a NIC out of the host with its cable; `cable` brings another of that name."""
+        self.kind.remove(self, nic)
+
+    def can(self, need: str) -> bool:
+        """Whether this kind of world has what a test may need (`needs`)."""
+        return not lacking([need])
+
+    def rate(self, frames: int) -> int:
+        """The rate of frames a second that a load has here where it has `frames` on veth."""
+        return round(frames * self.kind.pace)
+
+    def seconds(self, time: float) -> float:
+        """How long that may take here which takes so long in a namespace."""
+        return time * self.kind.patience
 
     def _address_peer(self, interface: str) -> None:
         self.peer.ip("link", "set", interface, "up")
@@ -318,6 +419,7 @@ class World:
 
     def close(self) -> None:
         """End what runs in the world and remove it."""
+        self.kind.close(self)
         for space in (self.host, self.switch, self.peer, *self._others):
             found = subprocess.run(["ip", "netns", "pids", space.name], capture_output=True, text=True)
             for pid in found.stdout.split():
@@ -343,14 +445,12 @@ class World:
         return self.switch, f"sw{nic[3:]}"
 
     def pull(self, nic: str) -> None:
-        """Pull the cable at its far end."""
-        space, port = self.far_end(nic)
-        space.ip("link", "set", port, "down")
+        """Pull the cable; in a namespace its far end goes down."""
+        self.kind.pull(self, nic)
 
     def plug(self, nic: str) -> None:
         """Plug it in; return when the NIC has carrier and the far end forwards."""
-        space, port = self.far_end(nic)
-        space.ip("link", "set", port, "up")
+        self.kind.plug(self, nic)
         self.wait_forwarding(nic)
 
     def wait_forwarding(self, nic: str) -> None:
@@ -410,8 +510,7 @@ class Crossed(World):
     """The host cabled straight to the peer: eth1 to p1, eth2 to p2.  The peer's ends have no address."""
 
     def _build(self) -> None:
-        for space in (self.host, self.switch, self.peer):
-            self._add(space)
+        self._make_spaces()
         for number, nic in enumerate(self.nics, 1):
             self.cable(self.host, nic, 100 + number, self.peer, f"p{number}")
             self.peer.ip("link", "set", f"p{number}", "addrgenmode", "none", "up")
@@ -480,12 +579,14 @@ class Bond:
     def ask(self, request: str, **fields: Any) -> dict[str, Any]:
         with inside(self.space.name):
             path = paths.socket_path(self.name)
-        with Client(str(path), timeout=10) as client:
+        with Client(str(path), timeout=10 * kind().patience) as client:
             return client.request(request, **fields)
 
     @property
     def pid(self) -> int:
-        return int(self.ask("ping")["pid"])
+        """The daemon's process, as it is numbered here."""
+        pid = int(self.ask("ping")["pid"])
+        return self.world.kind.pid(self.world, pid) if self.space is self.world.host else pid
 
     @property
     def info(self) -> dict[str, Any]:
@@ -547,7 +648,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 
 def assert_as_before(before: dict[str, Any], after: Callable[[], dict[str, Any]], *, patience: float = 3.0) -> None:
     """Fail unless the picture becomes what it was; a carrier may need a moment to show."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + patience * kind().patience
     while found := differences(before, after()):
         if time.monotonic() > end:
             raise WorldError("not as before:\n" + "\n".join(found))
@@ -570,14 +671,15 @@ def blast() -> str:
 
 def start_receiver(space: Space, seconds: int = 40) -> subprocess.Popen[str]:
     """A `blast udp-recv` that is ready to receive, and ends when nothing has come for a second."""
-    receiver = space.start(blast(), "udp-recv", "--seconds", str(seconds), "--idle-ms", "1000")
+    long = seconds * kind().patience
+    receiver = space.start(blast(), "udp-recv", "--seconds", f"{long:g}", "--idle-ms", "1000")
     space.wait_udp()
     return receiver
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 30) -> dict[str, Any]:
     """The report of a `blast` that has ended or ends soon."""
-    out, err = process.communicate(timeout=seconds)
+    out, err = process.communicate(timeout=seconds * kind().patience)
     if process.returncode:
         raise WorldError(f"blast: exit {process.returncode}: {err}")
     report: dict[str, Any] = json.loads(out)

@@ -1,0 +1,29 @@
+"""What some kinds of worlds cannot do, and why: the one place where a core test is left out of a run.
+
+A test says what it needs, `@pytest.mark.needs("mounts")`; where the kind of world that a run is in
+lacks that, the test is not run there, and the run's summary says so with the reason.  A reason says
+also where the lack itself is tested, if it is ubond's to handle.
+"""
+
+from __future__ import annotations
+
+import os
+
+#: Kind of world -> what it lacks -> why.
+LACKS: dict[str, dict[str, str]] = {
+    "netns": {},
+    "container": {
+        "CAP_BPF": "queue_id needs CAP_BPF, and the container has it not (the refusal is in test_podman.py)",
+        "other users": "CAP_SETUID and CAP_SETPCAP are not there to become somebody with fewer rights "
+                       "(containers and users that have fewer are in test_podman.py)",
+        "mounts": "mounting takes CAP_SYS_ADMIN (a container without /dev/net/tun is in test_podman.py)",
+    },
+    "virtio": {},
+    "e1000": {},
+}  # fmt: skip
+
+
+def lacking(needs: list[str]) -> str:
+    """Why a test with these needs is not run in this run's worlds; empty if it is."""
+    lacks = LACKS[os.environ.get("UBOND_WORLD", "netns")]
+    return next((lacks[need] for need in needs if need in lacks), "")
