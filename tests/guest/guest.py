@@ -198,6 +198,10 @@ class Guest:
             job.end(None)
         return job
 
+    def read(self, name: str) -> str:
+        """A file that a script has written as /run/guest/NAME."""
+        return (self._exchange / name).read_text()
+
     def set_link(self, nic: str, up: bool) -> None:
         """Plug (`up`) or pull a NIC's cable; the emulated NIC knows when this returns.
 

@@ -1,0 +1,81 @@
+"""Worlds in a guest: the host's NICs are emulated ones with their own drivers, pytest runs in the guest beside them.
+
+The guest has pairs of NICs, near1 and far1, near2 and far2, ..., each pair on a wire of its own.  A near one is
+what a test knows as eth1, moved into the host's namespace; the far one goes where its cable ends.  Both leave by
+their driver being taken away and given back, as if pulled out of the slot and put in again, so a world finds new ones.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.netns.world import Kind, Space, World, wait_until
+
+#: Driver, MAC and name of each NIC of this guest (guest.py).
+NICS = Path("/run/guest/nics")
+
+
+class Slot:
+    """The place of one emulated NIC."""
+
+    def __init__(self, name: str, mac: str) -> None:
+        self.name = name
+        found = [path for path in Path("/sys/class/net").iterdir() if (path / "address").read_text().strip() == mac]
+        interface = found[0]
+        self._device = (interface / "device").resolve()
+        self._driver = (self._device / "driver").resolve()
+
+    def empty(self) -> None:
+        if (self._device / "driver").exists():
+            (self._driver / "unbind").write_text(self._device.name)
+
+    def fill(self) -> str:
+        """Put a new NIC in; return the name that it has in the guest's first namespace."""
+        self.empty()
+        (self._driver / "bind").write_text(self._device.name)
+        found: Path = wait_until(lambda: next((self._device / "net").glob("*"), None), what=f"a NIC in {self.name}")
+        return found.name
+
+    def cable(self, state: str) -> None:
+        subprocess.run(["cable", self.name, state], check=True, capture_output=True, timeout=60)
+
+    def move(self, space: Space, name: str, mtu: int) -> None:
+        now = self.fill()
+        subprocess.run(["ip", "link", "set", now, "netns", space.name, "name", name], check=True, capture_output=True)
+        space.ip("link", "set", name, "mtu", str(mtu))
+
+
+class Emulated(Kind):
+    """`pytest --world=virtio` or `e1000`, in a guest that has such NICs (core.py)."""
+
+    patience, pace = 6.0, 0.05
+
+    def __init__(self) -> None:
+        words = [line.split() for line in NICS.read_text().splitlines()]
+        self._slots = {name: Slot(name, mac) for _, mac, name in words}
+
+    def _pair(self, nic: str) -> tuple[Slot, Slot]:
+        return self._slots[f"near{nic[3:]}"], self._slots[f"far{nic[3:]}"]
+
+    def cable(self, world: World, nic: str, index: int, other: Space, far: str) -> None:
+        for slot, space, name in zip(self._pair(nic), (world.host, other), (nic, far), strict=True):
+            slot.cable("on")
+            slot.move(space, name, world.mtu)
+
+    def remove(self, world: World, nic: str) -> None:
+        for slot in self._pair(nic):
+            slot.empty()
+
+    def pull(self, world: World, nic: str) -> None:
+        for slot in self._pair(nic):
+            slot.cable("off")
+
+    def plug(self, world: World, nic: str) -> None:
+        for slot in self._pair(nic):
+            slot.cable("on")
+
+    def close(self, world: World) -> None:
+        for nic in world.nics:
+            for slot in self._pair(nic):
+                slot.fill()
