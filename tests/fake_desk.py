@@ -86,6 +86,10 @@ class FakeDesk:
     async def down(self) -> None:
         self._ask("down")
 
+    async def upgrade(self, line: socket.socket) -> None:
+        self._ask("upgrade")
+        raise Refused(errno.EBUSY, ["bond0 is being upgraded; try again in a moment"])
+
 
 class Running:
     """A server on a loop in a thread of its own."""

@@ -52,7 +52,7 @@ MAY: dict[str, frozenset[str]] = {
     "init": frozenset(),
     "rtnl": LOW,
     "ethtool": LOW,
-    "ports": LOW,
+    "ports": LOW | {"bond.document"},
     "steering": LOW,
     "uppers": LOW,
     "addresses": LOW | {"rtnl"},
@@ -62,7 +62,7 @@ MAY: dict[str, frozenset[str]] = {
     "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},
     "journal": LOW | {"paths"},
-    "doors": LOW | {"bond.table", "datapath", "gates", "journal", "netlink", "ports", "steering"},
+    "doors": LOW | {"bond.document", "bond.table", "datapath", "gates", "journal", "netlink", "ports", "steering"},
     # library
     "config": frozenset({"bond.options", "bond.spec", "config"}),
     # front desk
@@ -74,10 +74,11 @@ MAY: dict[str, frozenset[str]] = {
     "managers": frozenset(),
     "history": frozenset({"bond.events", "control"}),
     "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink"}),
+    "handover": frozenset({"bond", "client", "datapath", "doors", "service"}),
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
-    "assembly": frozenset({"bond", "control", "datapath", "doors", "journal", "managers", "netlink", "paths", "ports"})
-    | {"recovery", "sandbox", "service", "status", "steering", "wire"},
-    "daemon": frozenset({"assembly", "bond", "init", "managers", "paths", "recovery", "sandbox", "steering"}),
+    "assembly": frozenset({"bond", "control", "datapath", "doors", "handover", "journal", "managers", "netlink"})
+    | {"paths", "ports", "recovery", "sandbox", "service", "status", "steering", "wire"},
+    "daemon": frozenset({"assembly", "bond", "client", "init", "managers", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

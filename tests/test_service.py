@@ -61,6 +61,7 @@ class Doors:
         self.gate = asyncio.Event()
         self.refuse: Action | None = None
         self.ports: dict[str, object] = {}
+        self.index = 1
         self.reader, self.writer = os.pipe()
         self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
         self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None)
@@ -80,7 +81,7 @@ def test_a_table_never_overtakes_one_made_before_it() -> None:
     async def story() -> None:
         doors = Doors()
         study = Script(BondOpened=[SetBondMac(MAC), table(1)], BondClosed=[table(2)])
-        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        service = Service(study, doors)  # type: ignore[arg-type]
         first = service.feed(BondOpened())
         await asyncio.sleep(0)
         second = service.feed(BondClosed())
@@ -95,7 +96,7 @@ def test_what_has_no_table_before_it_is_done_at_once() -> None:
     async def story() -> None:
         doors = Doors()
         study = Script(BondOpened=[SetBondMac(MAC)], BondClosed=[table(2), SetBondCarrier(True)])
-        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        service = Service(study, doors)  # type: ignore[arg-type]
         slow = service.feed(BondOpened())
         await asyncio.sleep(0)
         assert service.feed(BondClosed()).done()
@@ -115,7 +116,7 @@ def test_a_failed_action_cancels_the_rest_and_is_an_event(slow: bool) -> None:
         before: list[Action] = [SetBondMac(MAC)] if slow else [table(1)]
         rest = Log(Level.INFO, "never said")
         study = Script(BondOpened=[*before, SetBondCarrier(True), rest], ActionFailed=[table(9)])
-        service = Service(study, doors, 1)  # type: ignore[arg-type]
+        service = Service(study, doors)  # type: ignore[arg-type]
         with pytest.raises(DoorError):
             await service.feed(BondOpened())
         failed = study.seen[-1]
@@ -130,7 +131,7 @@ def test_a_failed_action_cancels_the_rest_and_is_an_event(slow: bool) -> None:
 def test_log_lines_are_kept_with_their_prefix() -> None:
     async def story() -> None:
         study = Script(Woken=[Log(Level.INFO, "link status definitely up", "eth1"), Log(Level.DEBUG, "detail")])
-        service = Service(study, Doors(), 1)  # type: ignore[arg-type]
+        service = Service(study, Doors())  # type: ignore[arg-type]
         await service.feed(Woken())
         assert [line["text"] for line in service.lines] == ["bond0: (slave eth1): link status definitely up"]
         await service.feed(UppersChanged(()))

@@ -597,11 +597,11 @@ cdef void turn_of_port(fp_worker* w, uint32_t port, uint32_t events) noexcept no
 
 
 cdef void work(fp_worker* w) noexcept nogil:
-    """Forward until told to stop."""
+    """Forward until told to stop or to pause."""
     cdef epoll_event events[EVENTS]
     cdef int n, i
     cdef uint64_t what
-    while not load_int(&w.shared.stopping):
+    while not load_int(&w.shared.stopping) and not load_int(&w.shared.pausing):
         arm_tap(w, not tap_must_wait(w))
         store_int(&w.parked, 1)
         n = epoll_wait(w.epoll, events, EVENTS, -1)
@@ -817,7 +817,7 @@ cdef class Engine:
     # ── threads ──
 
     def work(self):
-        """Forward frames until `stop`; the calling thread does nothing else."""
+        """Forward frames until `stop` or `pause`; the calling thread does nothing else."""
         with nogil:
             work(self.w)
 
@@ -831,6 +831,15 @@ cdef class Engine:
         store_int(&self.shared.stopping, 1)
         fp_kick(self.w.kick)
         fp_kick(self.shared.watch_kick)
+
+    def pause(self):
+        """Make `work` return between two batches: frames wait where they are, until somebody works again."""
+        store_int(&self.shared.pausing, 1)
+        fp_kick(self.w.kick)
+
+    def resume(self):
+        """`work` may be called again."""
+        store_int(&self.shared.pausing, 0)
 
     # ── control ──
 
@@ -999,6 +1008,43 @@ cdef class Engine:
         """(first sent since it took over, last sent, last received) of a slave in monotonic ns, 0: never."""
         cdef fp_port* p = &self.shared.port[port]
         return p.first_tx, p.last_tx, p.last_rx
+
+    def backlog(self, int port):
+        """The packets that wait for a slave, oldest first.  Only while nobody works."""
+        cdef fp_backlog* b = &self.shared.port[port].backlog
+        cdef uint32_t i
+        return [(<const char*>b.bytes)[b.offset[i]:b.offset[i] + b.length[i]] for i in range(b.n)]
+
+    def turn(self):
+        """The round-robin counter."""
+        return self.w.turn
+
+    def recall(self, uint32_t turn, dict totals, seen_macs):
+        """Go on with what another engine knew.  Before anybody works."""
+        cdef bytes mac
+        self.w.turn = turn
+        self.w.tap_frames = totals.get("tap_frames", 0)
+        self.w.tap_bytes = totals.get("tap_bytes", 0)
+        self.w.no_slave = totals.get("no_slave", 0)
+        self.w.runt = totals.get("runt", 0)
+        for mac in seen_macs:
+            remember_source(self.w, <const uint8_t*>mac)
+
+    def recall_port(self, int port, dict counters, int64_t last_tx, int64_t last_rx, backlog):
+        """The same for a port that was just added; packets of its backlog are sent when work begins."""
+        cdef fp_port* p = &self.shared.port[port]
+        cdef uint64_t* value = <uint64_t*>&p.count
+        cdef bytes packet
+        for i, name in enumerate(COUNTERS):
+            value[i] = counters.get(name, 0)
+        p.last_tx, p.last_rx = last_tx, last_rx
+        for packet in backlog:
+            if not backlog_add(p, <uint8_t*><char*>packet, len(packet)):
+                p.count.tx_congested += 1
+                continue
+            p.backlog.waits = LINK
+            p.backlog.since = fp_now()
+            arm_retry(self.w)
 
     def waiting(self):
         """Frames that wait in the worker for a link or a MAC."""

@@ -136,6 +136,7 @@ cdef struct fp_shared:              # one per bond
     int64_t interval                # ns between polls, 0: none
     int by_mii                      # use_carrier 0: PHY registers before the carrier flag
     int stopping
+    int pausing                     # the worker alone is to return, between two batches
     int probe                       # datagram socket for the two ioctls about links
     fp_port port[MAX_SLAVES]
 

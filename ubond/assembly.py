@@ -11,11 +11,15 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 
-from ubond import __version__, paths
+from ubond import __version__, handover, paths
 from ubond.bond.core import Bond
+from ubond.bond.document import freeze, prepare
 from ubond.bond.events import BondOpened, DoorError
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
@@ -25,6 +29,7 @@ from ubond.doors import Doors
 from ubond.journal import Journal
 from ubond.managers import Managers
 from ubond.netlink import Netlink
+from ubond.paths import Lock
 from ubond.ports import TX_QUEUE, Tap, open_probe
 from ubond.recovery import give_back_all
 from ubond.sandbox import attempt
@@ -35,6 +40,8 @@ from ubond.wire import MacAddr
 
 log = logging.getLogger("ubond")
 
+#: How often a moment is looked for at which a bond can be handed over.
+_TRIES = 100
 #: Options that name slaves: written when the slaves are there.
 _AFTER_SLAVES = frozenset({"active_slave"})
 
@@ -46,28 +53,39 @@ def random_mac() -> MacAddr:
     return MacAddr(bytes(octets))
 
 
+@dataclass(slots=True)
+class Kit:
+    """What a process has before it has a bond.
+
+    `confined`: what it has given up, for `status`; `foreground`: somebody waits for it to end.
+    """
+
+    steering: Steering
+    managers: Managers
+    confined: str
+    foreground: bool = False
+
+
 class Desk:
     """What clients of the control socket talk to (`control.Handler`)."""
 
-    def __init__(
-        self,
-        service: Service,
-        spec: BondSpec,
-        managers: Managers,
-        confined: str,
-        rename_lock: Callable[[str], bool],
-    ) -> None:
-        """`confined`: what the process has given up, for `status`."""
-        self.service, self.spec, self._managers = service, spec, managers
-        self._confined, self._rename_lock = confined, rename_lock
-        self._left_alone: frozenset[str] = frozenset(slave.name for slave in spec.slaves)
+    def __init__(self, service: Service, spec: BondSpec, kit: Kit, lock: Lock) -> None:
+        self.service, self.spec, self._kit, self._lock = service, spec, kit, lock
+        self._left_alone = kit.managers.told
         self._telling: asyncio.Task[None] | None = None
-        self.files = spec.name
-        """The name that the bond's files have: its own, unless that name's belong to another bond."""
         self.ended = asyncio.Event()
+        self.left = False
+        """Another process has the bond now."""
+        self.handing_over = asyncio.Lock()
+        """Held while it is being decided whether another process gets the bond."""
         self.notes: list[str] = []
         self._proc = ""
-        self._server = Server(spec.name, __version__, self)
+        self._server = Server(lock.bond, __version__, self)
+
+    @property
+    def files(self) -> str:
+        """The name that the bond's files have: its own, unless that name's belong to another bond."""
+        return self._lock.bond
 
     # ── control.Handler ──
 
@@ -81,7 +99,7 @@ class Desk:
             "bypass": self.spec.bypass,
             "workers": 1,
             "offloads": doors.tap.offload_names(doors.offload),
-            "sandbox": self._confined,
+            "sandbox": self._kit.confined,
             "shortcomings": doors.shortcomings,
             "counters": tap,
         }
@@ -92,18 +110,21 @@ class Desk:
         return Report(self.service.snapshot(), __version__, extra, slaves)
 
     async def set(self, assignments: Sequence[Assignment]) -> list[str]:
+        self._stay()
         with self.service.notes() as notes:
             for slave, option, value in assignments:
                 await self.service.write(option, value, slave)
         return notes
 
     async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]:
+        self._stay()
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.enslave(slave, take_addresses)
         return notes
 
     async def remove(self, slaves: Sequence[str]) -> list[str]:
+        self._stay()
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.release(slave)
@@ -116,21 +137,71 @@ class Desk:
         return list(self.service.lines)
 
     async def down(self) -> None:
+        self._stay()
         await self.service.shut()
         self.service.doors.tap.close()
         self.ended.set()
+
+    async def upgrade(self, line: socket.socket) -> None:
+        self._stay()
+        if self._kit.foreground:
+            text = f"{self.files} runs in the foreground: whoever started it has to start it again"
+            raise Refused(errno.EOPNOTSUPP, [text])
+        async with self.handing_over:
+            freeze(self.document())  # a fault in that shows while nothing is at stake
+            for _ in range(_TRIES):
+                if await self.service.stand_still():
+                    break
+                await asyncio.sleep(0.01)
+            else:
+                raise Refused(errno.EAGAIN, [f"{self.files}: its links do not come to rest; try again"])
+            try:
+                handover.give(handover.Line(line), self.document(), self.descriptors())
+            except BaseException:
+                self.service.go_on()
+                raise
+            self.left = True
+            self.ended.set()
+
+    def _stay(self) -> None:
+        if self.handing_over.locked() or self.left:
+            raise Refused(errno.EBUSY, [f"{self.files} is being upgraded; try again in a moment"])
+
+    def document(self) -> handover.Document:
+        """All that is known here, for a process that goes on with the bond.  Exact while the worker stands."""
+        service = self.service
+        return handover.Document(
+            version=handover.VERSION,
+            spec=self.spec,
+            files=self.files,
+            bond=service.bond.memory(),
+            doors=service.doors.memory(),
+            datapath=service.doors.datapath.memory(),
+            service=service.memory(),
+            pid=os.getpid(),
+            ubond=__version__,
+            since=time.monotonic_ns(),
+        )
+
+    def descriptors(self) -> dict[str, int]:
+        """What must stay open for that process, by role."""
+        doors = self.service.doors
+        return handover.roles(
+            doors.tap.descriptors, doors.ports, lock=self._lock.descriptor, control=self._server.descriptor
+        )
 
     async def hook(self, call: str) -> dict[str, str]:
         return {"loop": attempt(call), "helper": await asyncio.to_thread(attempt, call)}
 
     # ── the files that others read ──
 
-    async def open(self) -> None:
-        self.service.on_change = self._changed
+    async def open(self, listening: socket.socket | None = None) -> None:
+        """Begin to talk to clients; `listening`: on a socket that another process has made."""
+        self.service.on_change = self.changed
         self.service.on_news = self._server.publish
         self.service.on_rename = self._renamed
         self._write_proc()
-        await self._server.start(paths.socket_path(self.files))
+        await self._server.start(paths.socket_path(self.files), listening)
 
     async def close(self) -> None:
         self.service.on_change = lambda: None
@@ -138,7 +209,19 @@ class Desk:
         for path in (paths.proc_path(self.files), paths.socket_path(self.files)):
             path.unlink(missing_ok=True)
 
-    def _changed(self) -> None:
+    async def leave(self) -> None:
+        """Close all that is open here and give nothing back: another process has it too."""
+        self.service.on_change = lambda: None
+        self.service.leave()
+        await self._server.close(keep_file=True)
+        doors = self.service.doors
+        await asyncio.to_thread(doors.datapath.stop)
+        doors.close_ports()
+        doors.tap.close()
+        self._lock.leave()
+
+    def changed(self) -> None:
+        """See what has to be told to those who read files."""
         self._write_proc()
         seen = self.service.snapshot()
         # One that will come back must be left alone when it does.
@@ -156,21 +239,21 @@ class Desk:
         told: frozenset[str] | None = None
         while told != self._left_alone:
             told = self._left_alone
-            for note in await asyncio.to_thread(self._managers.tell, sorted(told)):
+            for note in await asyncio.to_thread(self._kit.managers.tell, sorted(told)):
                 log.warning("%s: %s", self.files, note)
 
     def _renamed(self, name: str) -> bool:
         """The bond's device has another name: whoever asks for it finds it under that one, if it is free."""
         old = self.files
         try:
-            if not self._rename_lock(name):
+            if not self._lock.rename(name):
                 log.error("%s: files of another bond %s are there: control stays at %s", name, name, old)
                 return False
             self._server.rename(name, paths.socket_path(name))
         except (OSError, DoorError) as error:
             log.error("%s: the files of %s could not follow its name: %s", name, old, error)
-        self.files, self._proc = name, ""
-        self._managers.rename(name)
+        self._proc = ""
+        self._kit.managers.rename(name)
         self._tell_managers()
         paths.proc_path(old).unlink(missing_ok=True)
         self._write_proc()
@@ -194,13 +277,8 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def assemble(
-    spec: BondSpec, steering: Steering, managers: Managers, confined: str, rename_lock: Callable[[str], bool]
-) -> AsyncIterator[Desk]:
-    """Build the bond of this spec; on leaving, give everything back.
-
-    `rename_lock` lets the bond's lock follow the name of its device (`daemon.Lock.rename`).
-    """
+async def assemble(spec: BondSpec, kit: Kit, lock: Lock) -> AsyncIterator[Desk]:
+    """Build the bond of this spec; on leaving, give everything back unless another process has it."""
     async with contextlib.AsyncExitStack() as stack:
         netlink = Netlink()
         await netlink.open()
@@ -209,20 +287,14 @@ async def assemble(
         if left := await give_back_all(netlink, journal, spec.name):
             log.info("%s: gave back %d interfaces that a dead daemon held", spec.name, left)
         _refuse_taken_name(netlink, spec.name)
-        stack.callback(managers.forget)
+        stack.callback(kit.managers.forget)
         # Before the device is there: who sees it first would configure it.
-        remarks = managers.tell([slave.name for slave in spec.slaves])
+        remarks = kit.managers.tell([slave.name for slave in spec.slaves])
 
         tap = Tap(spec.name)
         stack.callback(tap.close)
         tap.set_carrier(False)
-        probe = open_probe()
-        stack.callback(probe.close)
-        datapath = Datapath([(tap.descriptors[0], 0)], probe.fileno())
-        doors = Doors(tap, netlink, journal, datapath, steering, bypass=spec.bypass, gate=spec.gate)
-        stack.callback(doors.close_ports)
-        stack.callback(datapath.stop)
-
+        doors = _doors(stack, spec, kit, tap, socket.if_nametoindex(spec.name), netlink, journal)
         await netlink.set_txqlen(spec.name, TX_QUEUE)
         if spec.mac is not None:
             await netlink.set_mac(spec.name, spec.mac)
@@ -235,16 +307,128 @@ async def assemble(
             strict=spec.strict,
             random_mac=random_mac,
         )
-        service = Service(bond, doors, device.index)
+        service = Service(bond, doors)
         stack.push_async_callback(service.shut)
-        datapath.start()
-        desk = Desk(service, spec, managers, confined, rename_lock)
+        doors.datapath.start()
+        desk = Desk(service, spec, kit, lock)
         with service.notes() as desk.notes:
             await _build(service, spec)
         desk.notes[:0] = remarks
         await desk.open()
         stack.push_async_callback(desk.close)
         yield desk
+        await _leave(desk, stack)
+
+
+@contextlib.asynccontextmanager
+async def take_over(bond: str, kit: Kit) -> AsyncIterator[Desk]:
+    """Go on with a bond that another process runs, which ends when this one forwards."""
+    netlink = Netlink()
+    await netlink.open()
+    prepare(handover.Document)
+    try:
+        line, content, descriptors = handover.ask(str(paths.socket_path(bond)))
+    except BaseException:
+        await netlink.close()
+        raise
+    lock, taken = Lock(bond, descriptors["lock"]), False
+    try:
+        with contextlib.closing(line):
+            document = handover.read(content, random_mac=random_mac)
+            async with adopt(document, descriptors, kit, lock, netlink, line) as desk:
+                taken = True
+                yield desk
+    finally:
+        if taken:
+            lock.release()
+        else:
+            lock.leave()
+
+
+@contextlib.asynccontextmanager
+async def adopt(
+    document: handover.Document,
+    descriptors: Mapping[str, int],
+    kit: Kit,
+    lock: Lock,
+    netlink: Netlink,
+    line: handover.Line | None = None,
+) -> AsyncIterator[Desk]:
+    """Go on with a bond that another process has assembled, or had before it died.
+
+    `document` may be older than what is true now, `descriptors` may lack slaves' sockets: those are
+    opened anew.  `line`: where the other process waits; without one there is none any more.
+    `netlink` is open, and closed at the end.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(netlink.close)
+        ours = False
+        stack.callback(lambda: kit.managers.forget() if ours else None)
+        index = document.doors.index
+        link = netlink.link(index)
+        name = document.bond.state.name if link is None else link.name
+        tap = Tap(name, handover.queues(descriptors))
+        stack.callback(tap.close)
+        journal = Journal(paths.runtime_dir(), document.files)
+        doors = _doors(stack, document.spec, kit, tap, index, netlink, journal)
+        known = {slave: handover.sockets(descriptors, slave) for slave in document.doors.ports}
+        doors.recall(document.doors, {slave: pair for slave, pair in known.items() if pair is not None})
+        for slave in document.bond.state.slaves:
+            if slave.name not in doors.ports:
+                with contextlib.suppress(DoorError):  # gone: reconciled below
+                    await doors.reopen(slave.name)
+        doors.datapath.recall(document.datapath)
+        service = Service(Bond.remembering(document.bond), doors, document.service)
+        stack.callback(service.leave)
+        desk = Desk(service, document.spec, kit, lock)
+        if line is not None:
+            line.say("prepared")
+            line.expect("go", handover.WAIT)
+        doors.datapath.start()
+        if line is not None:
+            line.say("forwarding")
+        ours = True
+        waited = (time.monotonic_ns() - document.since) / 1e6
+        stack.push_async_callback(service.shut)
+        listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
+        await desk.open(listening)
+        stack.push_async_callback(desk.close)
+        desk.changed()
+        service.reconcile()
+        slaves = {slave.index for slave in service.snapshot().slaves}
+        await give_back_all(netlink, doors.journal, service.name, but=slaves)
+        if line is not None:
+            service.say(f"goes on in process {os.getpid()} with ubond {__version__}, before {document.pid} with "
+                        f"{document.ubond}; frames waited {waited:.1f} ms")  # fmt: skip
+            await asyncio.to_thread(line.wait_for_end)
+        yield desk
+        await _leave(desk, stack)
+
+
+def _doors(
+    stack: contextlib.AsyncExitStack,
+    spec: BondSpec,
+    kit: Kit,
+    tap: Tap,
+    index: int,
+    netlink: Netlink,
+    journal: Journal,
+) -> Doors:
+    """The doors of one bond with its datapath, which is not started yet."""
+    probe = open_probe()
+    stack.callback(probe.close)
+    datapath = Datapath(list(zip(tap.descriptors, count(), strict=False)), probe.fileno())
+    doors = Doors(tap, index, netlink, journal, datapath, kit.steering, bypass=spec.bypass, gate=spec.gate)
+    stack.callback(doors.close_ports)
+    stack.callback(datapath.stop)
+    return doors
+
+
+async def _leave(desk: Desk, stack: contextlib.AsyncExitStack) -> None:
+    """If another process has the bond, undo nothing."""
+    if desk.left:
+        stack.pop_all()
+        await desk.leave()
 
 
 def _refuse_taken_name(netlink: Netlink, name: str) -> None:

@@ -248,6 +248,20 @@ def _restore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _describe_upgrade(parser: argparse.ArgumentParser) -> None:
+    add_bond(parser)
+
+
+def _upgrade(args: argparse.Namespace) -> int:
+    from ubond import daemon
+
+    connect(args.bond).close()
+    _check_permission()
+    for line in daemon.upgrade(args.bond):
+        print(line)
+    return 0
+
+
 # ── ifup, ifdown ─────────────────────────────────────────────────────────────────────
 
 
@@ -296,6 +310,11 @@ examples:
     "down": Command("end a bond and give its slaves back what they had", _describe_down, _down, """\
 Also after a crash: the slaves get back the MAC, MTU, flags, features and addresses that a dead
 daemon has left changed.
+"""),
+    "upgrade": Command("let the ubond that is installed now go on with a bond, losing no frame", _describe_upgrade,
+                       _upgrade, """\
+A new process gets the descriptors, state and counters of the running one; addresses, routes and
+connections do not notice.  If the new one fails, the running one goes on and the command says why.
 """),
     "list": Command("name the bonds of this network namespace", cli_ask.describe_list, cli_ask.list_bonds),
     "status": Command("show a bond", cli_ask.describe_status, cli_ask.status, """\

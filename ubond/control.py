@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from ubond.bond.events import DoorError
 from ubond.bond.options import Refused
@@ -74,6 +74,12 @@ class Handler(Protocol):
         """Give every slave back and remove the bond; return when that is done.
 
         The answer is sent after it; the daemon then closes the `Server` and ends.
+        """
+
+    async def upgrade(self, line: socket.socket) -> None:
+        """Hand the bond over to the process at the other end (docs/control-protocol.md, upgrade).
+
+        When this returns the bond is the other's.  On failure it is still ours.
         """
 
     async def hook(self, call: str) -> dict[str, str]:
@@ -153,12 +159,22 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: set[_Listener] = set()
         self._closing = False
+        self.descriptor = -1
+        """Of the listening socket."""
 
-    async def start(self, path: Path) -> None:
+    async def start(self, path: Path, listening: socket.socket | None = None) -> None:
         """Listen at `path`; what a dead daemon left there is replaced.  Raises DoorError.
 
         The caller holds the bond's lock, so no living daemon can be listening there.
+        `listening`: a socket that another process has made and that is there already.
         """
+        sock = listening or self._bind(path)
+        self._path = path
+        self.descriptor = sock.fileno()
+        self._server = await asyncio.start_unix_server(self._accept, sock=sock, limit=LINE_MAX - 1)
+
+    @staticmethod
+    def _bind(path: Path) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             path.unlink(missing_ok=True)
@@ -168,8 +184,7 @@ class Server:
             sock.close()
             why = error.strerror or str(error)  # a path that is too long has no errno
             raise DoorError(f"bind {path}", error.errno or E.ENAMETOOLONG, detail=why) from None
-        self._path = path
-        self._server = await asyncio.start_unix_server(self._accept, sock=sock, limit=LINE_MAX - 1)
+        return sock
 
     def rename(self, bond: str, path: Path) -> None:
         """The bond has another name, and its socket another place.  Raises DoorError."""
@@ -187,12 +202,15 @@ class Server:
             for listener in self._listeners:
                 listener.offer(line)
 
-    async def close(self) -> None:
-        """Stop listening, let what is under way go out, and close every connection."""
+    async def close(self, *, keep_file: bool = False) -> None:
+        """Stop listening, let what is under way go out, and close every connection.
+
+        `keep_file`: another process goes on listening.
+        """
         self._closing = True
         if self._server is not None:
             self._server.close()
-        if self._path is not None:
+        if self._path is not None and not keep_file:
             self._path.unlink(missing_ok=True)
         for listener in self._listeners:
             listener.wake.set()
@@ -229,11 +247,23 @@ class Server:
             except BadRequest as error:
                 await _send(writer, encode({"error": error_object(error)}))
                 return
+            if request.name == "upgrade" and rights.may_change:
+                await self._hand_over(writer)
+                return
             await _send(writer, await self._answer(request, rights))
             if request.name == "monitor" and rights.may_read:
                 await self._monitor(reader, writer)
             if request.name in ("monitor", "down"):
                 return
+
+    async def _hand_over(self, writer: asyncio.StreamWriter) -> None:
+        """Leave the connection to the handler, which sends descriptors over it; close it when that is done."""
+        cast(asyncio.ReadTransport, writer.transport).pause_reading()  # uvloop's is not derived from it
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as line:
+            try:
+                await self._handler.upgrade(line)
+            except Exception as error:
+                await _send(writer, _failure("upgrade", error))
 
     def _group(self) -> int:
         """The group that may read: whatever the administrator has made the socket's file belong to."""
@@ -252,13 +282,8 @@ class Server:
             return _error(NOT_PERMITTED, E.EPERM, message)
         try:
             return await self._perform(request)
-        except (Refused, DoorError) as error:
-            return encode({"error": error_object(error)})
         except Exception as error:
-            # A fault of ours: the client is told, the loop's handler logs it with its traceback.
-            context = {"message": f"control request {request.name} failed", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(context)
-            return encode({"error": error_object(error)})
+            return _failure(request.name, error)
 
     async def _perform(self, request: Request) -> bytes:
         handler = self._handler
@@ -327,6 +352,14 @@ async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
     writer.write(line)
     async with asyncio.timeout(PATIENCE):
         await writer.drain()
+
+
+def _failure(request: str, error: Exception) -> bytes:
+    """The answer to a request that failed.  A fault of ours is logged by the loop with its traceback."""
+    if not isinstance(error, Refused | DoorError):
+        context = {"message": f"control request {request} failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
+    return encode({"error": error_object(error)})
 
 
 def _error(code: int, errno: int, message: str) -> bytes:

@@ -13,22 +13,29 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ubond import init, paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
+from ubond.client import ControlError
+from ubond.paths import Lock
 
 if TYPE_CHECKING:
-    from ubond.managers import Managers
-    from ubond.steering import Steering
+    from ubond.assembly import Desk, Kit
 
 T = TypeVar("T")
+#: Called with the notes when frames can flow.
+Ready = Callable[[list[str]], None]
+#: Seconds that a new daemon may take to go on with a bond.
+UPGRADE_PATIENCE = 60.0
 log = logging.getLogger("ubond")
 
 
@@ -44,9 +51,17 @@ def start(spec: BondSpec, *, foreground: bool = False) -> list[str]:
         raise Refused(errno.EEXIST, [f"{spec.name} is already running; take it down with: ubond down {spec.name}"])
     if foreground:
         _log_to_stderr()
-        _run(spec, lambda notes: _tell_service_manager())
+        _run(spec, lambda notes: _tell_service_manager(), foreground=True)
         return []
-    return _start_in_background(spec)
+    return _start_in_background(spec.name, lambda ready: _run(spec, ready))
+
+
+def upgrade(bond: str) -> list[str]:
+    """Have a process of this version go on with a bond; return what is worth a remark.
+
+    Raises Refused, DoorError or ControlError when that fails: then the old process goes on.
+    """
+    return _start_in_background(bond, lambda ready: _take_over(bond, ready), patience=UPGRADE_PATIENCE)
 
 
 def recover(bond: str) -> int:
@@ -77,7 +92,13 @@ def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 # ── into the background and back with the outcome ────────────────────────────────────
 
 
-def _start_in_background(spec: BondSpec) -> list[str]:
+def _start_in_background(
+    bond: str, run: Callable[[Ready], None], patience: float | None = None
+) -> list[str]:
+    """Fork a daemon that does `run`; return when that says `ready`, with its notes.
+
+    It is killed if it has not come so far within `patience` seconds.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
@@ -85,15 +106,17 @@ def _start_in_background(spec: BondSpec) -> list[str]:
         _detach(writer)
         code = 1
         try:
-            code = _be_the_daemon(spec, writer)
+            code = _be_the_daemon(bond, run, writer)
         finally:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
+        if not select.select([pipe], [], [], patience)[0]:
+            os.kill(child, signal.SIGKILL)
         answer = pipe.read()
     if not answer:
         _, status = os.waitpid(child, 0)
-        raise DoorError("daemon", errno.ECHILD, spec.name, f"the daemon died while starting (status {status})")
+        raise DoorError("daemon", errno.ECHILD, bond, f"the daemon died while starting (status {status})")
     outcome = json.loads(answer)
     _raise_outcome(outcome)
     return list(outcome["notes"])
@@ -112,7 +135,7 @@ def _detach(keep: int) -> None:
     os.close(null)
 
 
-def _be_the_daemon(spec: BondSpec, writer: int) -> int:
+def _be_the_daemon(bond: str, run: Callable[[Ready], None], writer: int) -> int:
     told = False
 
     def tell(outcome: dict[str, object]) -> None:
@@ -124,10 +147,10 @@ def _be_the_daemon(spec: BondSpec, writer: int) -> int:
 
     _log_to_system()
     try:
-        _run(spec, lambda notes: tell({"notes": notes}))
+        run(lambda notes: tell({"notes": notes}))
     except BaseException as error:
         if told:
-            log.critical("%s: stopped by an error", spec.name, exc_info=error)
+            log.critical("%s: stopped by an error", bond, exc_info=error)
         tell(_outcome(error))
         return 1
     return 0
@@ -138,6 +161,8 @@ def _outcome(error: BaseException) -> dict[str, object]:
         case Refused():
             kind = "option" if isinstance(error, OptionError) else "refused"
             return {kind: {"errno": error.errno, "lines": error.lines, "extack": error.extack}}
+        case ControlError():
+            return {"control": [error.code, error.errno, str(error), list(error.lines)]}
         case DoorError():
             return {"door": [error.call, error.errno, error.interface, error.detail]}
         case OSError():
@@ -150,6 +175,8 @@ def _raise_outcome(outcome: dict[str, Any]) -> None:
     for kind, refusal in (("option", OptionError), ("refused", Refused)):
         if kind in outcome:
             raise refusal(**outcome[kind])
+    if "control" in outcome:
+        raise ControlError(*outcome["control"])
     if "door" in outcome:
         raise DoorError(*outcome["door"])
 
@@ -181,64 +208,60 @@ def _log_to_system() -> None:
 # ── the daemon itself ────────────────────────────────────────────────────────────────
 
 
-class Lock:
-    """The lock of a bond, which may get another name."""
-
-    def __init__(self, bond: str) -> None:
-        self.bond = bond
-
-    def rename(self, bond: str) -> bool:
-        """Follow the bond's new name; False if that name's files belong to another bond."""
-        followed = paths.rename_lock(self.bond, bond)
-        self.bond = bond if followed else self.bond
-        return followed
-
-
 @contextlib.contextmanager
 def _locked(bond: str) -> Iterator[Lock]:
     """Hold the bond's lock: as long as it is held the daemon lives, whatever a PID may say."""
-    lock = Lock(bond)
-    fd = paths.lock(bond)
-    if fd is None:
+    descriptor = paths.lock(bond)
+    if descriptor is None:
         raise Refused(errno.EEXIST, [f"{bond} is already running"])
+    lock = Lock(bond, descriptor)
     try:
         # Of a daemon that died: nobody answers here, and what is written there is not true any more.
         for path in (paths.socket_path(bond), paths.proc_path(bond)):
             path.unlink(missing_ok=True)
         yield lock
     finally:
-        paths.unlock(lock.bond, fd)
+        lock.release()
         paths.remove_empty_dirs()
 
 
-def _run(spec: BondSpec, ready: Callable[[list[str]], None]) -> None:
+def _run(spec: BondSpec, ready: Ready, *, foreground: bool = False) -> None:
+    paths.make_runtime_dir()
+    with _locked(spec.name) as lock, _kit(spec.name, foreground=foreground) as kit:
+        from ubond.assembly import assemble
+
+        _with_loop(lambda: _serve(assemble(spec, kit, lock), ready))
+
+
+def _take_over(bond: str, ready: Ready) -> None:
+    """Be the next daemon of a bond that runs."""
+    with _kit(bond, foreground=False) as kit:
+        from ubond.assembly import take_over
+
+        _with_loop(lambda: _serve(take_over(bond, kit), ready))
+        paths.remove_empty_dirs()
+
+
+@contextlib.contextmanager
+def _kit(bond: str, *, foreground: bool) -> Iterator[Kit]:
+    """What a daemon takes with it into confinement, which begins here."""
+    from ubond.assembly import Kit
     from ubond.managers import Errand, Managers
     from ubond.sandbox import confine
     from ubond.steering import Steering
 
-    paths.make_runtime_dir()
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(_locked(spec.name))
         steering = stack.enter_context(contextlib.closing(Steering()))
-        managers = Managers(spec.name)
+        managers = Managers(bond)
         if managers.need_errands:
-            managers = Managers(spec.name, errand=stack.enter_context(contextlib.closing(Errand())))
+            managers = Managers(bond, errand=stack.enter_context(contextlib.closing(Errand())))
         confined = confine()
-        log.info("%s: sandbox: %s", spec.name, confined)
-        _with_loop(lambda: _serve(spec, lock, ready, steering, managers, confined))
+        log.info("%s: sandbox: %s", bond, confined)
+        yield Kit(steering, managers, confined, foreground)
 
 
-async def _serve(
-    spec: BondSpec,
-    lock: Lock,
-    ready: Callable[[list[str]], None],
-    steering: Steering,
-    managers: Managers,
-    confined: str,
-) -> None:
+async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
-    from ubond.assembly import assemble
-
     loop = asyncio.get_running_loop()
     asked_to_end = asyncio.Event()
 
@@ -251,9 +274,11 @@ async def _serve(
         loop.add_signal_handler(number, end, number)
     if init.is_first():
         init.collect_orphans()
-    async with assemble(spec, steering, managers, confined, lock.rename) as desk:
+    async with bond as desk:
         ready(desk.notes)
         waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        async with desk.handing_over:
+            pass  # if the bond is just being handed over, it must be known whose it is

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ubond._fastpath import CARRIER, DEAD_LINK, TAP_GONE, Engine
 from ubond.bond.table import TxTable
@@ -41,6 +41,27 @@ class TapGone:
 News = CarrierRead | DeadLink | TapGone
 
 
+@dataclass(frozen=True, slots=True)
+class PortMemory:
+    """What the worker knows of one slave: `waiting` are packets that could not be sent yet."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    last_tx: int = 0
+    last_rx: int = 0
+    waiting: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What worker and watch know beyond the table: by slave, round-robin counter, source MACs seen."""
+
+    table: TxTable | None = None
+    ports: dict[str, PortMemory] = field(default_factory=dict)
+    turn: int = 0
+    totals: dict[str, int] = field(default_factory=dict)
+    seen_macs: tuple[bytes, ...] = ()
+
+
 class Datapath:
     """The worker and the watch of one bond."""
 
@@ -50,21 +71,60 @@ class Datapath:
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
         self._last: TxTable | None = None
-        self._threads = [
-            threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True),
-            threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True),
-        ]
+        self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
+        self._watch = threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._worker.start()
+        self._watch.start()
 
     def stop(self) -> None:
         """Return when no thread touches a descriptor any more."""
         self._engine.stop()
-        for thread in self._threads:
+        for thread in (self._worker, self._watch):
             if thread.is_alive():
                 thread.join()
+
+    # ── another process goes on ──
+
+    def pause(self) -> None:
+        """Stop the worker between two batches; frames wait in the TAP and the sockets."""
+        self._engine.pause()
+        self._worker.join()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the worker has followed the newest table: nothing by an older one is left to do."""
+        return self._engine.passed(self._engine.generation())
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._engine.resume()
+        self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
+        self._worker.start()
+
+    def memory(self) -> Memory:
+        """What another worker has to know to go on.  Exact after `pause`."""
+        engine, running = self._engine, self._worker.is_alive()
+        ports = {
+            slave: PortMemory(
+                counters=engine.counters(port),
+                last_tx=engine.times(port)[1],
+                last_rx=engine.times(port)[2],
+                waiting=() if running else tuple(engine.backlog(port)),
+            )
+            for slave, port in self._ports.items()
+        }
+        return Memory(self._last, ports, engine.turn(), engine.totals(), tuple(engine.seen_macs()))
+
+    def recall(self, memory: Memory) -> None:
+        """Go on with what another worker knew, for the slaves that were added.  Before `start`."""
+        self._engine.recall(memory.turn, memory.totals, memory.seen_macs)
+        for slave, port in self._ports.items():
+            known = memory.ports.get(slave, PortMemory())
+            self._engine.recall_port(port, known.counters, known.last_tx, known.last_rx, known.waiting)
+        if memory.table is not None and all(slave.port in self._ports for slave in memory.table.slaves):
+            self.publish(memory.table)
 
     def add_queue(self, descriptor: int, queue: int) -> None:
         """Serve one more queue of the TAP."""
@@ -90,7 +150,7 @@ class Datapath:
         self._engine.ignore(port)
         self._listening.discard(slave)
         generation = self._engine.generation()
-        while not self._engine.passed(generation) and self._threads[0].is_alive():
+        while not self._engine.passed(generation) and self._worker.is_alive():
             await asyncio.sleep(0.0005)
         self._engine.remove_port(port)
         del self._ports[slave]

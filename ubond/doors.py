@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+from ubond.bond.document import freeze, thaw
 from ubond.bond.events import (
     Action,
     AnnounceSeen,
@@ -122,16 +125,29 @@ class SlaveDoors:
         return failures
 
 
+@dataclass(slots=True)
+class Memory:
+    """What the doors know of one bond; `ports` are those of `ports.Port` as documents."""
+
+    index: int
+    gates: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, SlaveFacts] = field(default_factory=dict)
+    ports: dict[str, Any] = field(default_factory=dict)
+    offload: int = 0
+    promiscuous: bool = False
+
+
 class Doors(SlaveDoors):
     """The kernel side of one bond: its TAP, its slaves' sockets and datapath, and `SlaveDoors`."""
 
     def __init__(
-        self, tap: Tap, netlink: Netlink, journal: Journal, datapath: Datapath, steering: Steering, *, bypass: bool,
-        gate: str = "auto",
+        self, tap: Tap, index: int, netlink: Netlink, journal: Journal, datapath: Datapath, steering: Steering, *,
+        bypass: bool, gate: str = "auto",
     ) -> None:  # fmt: skip
+        """`index`: of the bond's device."""
         super().__init__(netlink, journal, tap.name, gate)
         self.tap, self.datapath, self._steering = tap, datapath, steering
-        self._index = socket.if_nametoindex(tap.name)
+        self.index = index
         self.ports: dict[str, Port] = {}
         self._facts: dict[str, SlaveFacts] = {}
         self._bypass = bypass
@@ -139,6 +155,25 @@ class Doors(SlaveDoors):
         self.offload = 0
         self.bond_is_there = True
         """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
+
+    def memory(self) -> Memory:
+        """What other doors have to know to go on with these slaves."""
+        ports = {slave: freeze(port) for slave, port in self.ports.items()}
+        return Memory(self.index, dict(self.gates), dict(self._facts), ports, self.offload, self._promiscuous)
+
+    def recall(self, memory: Memory, sockets: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
+        """Go on with what other doors knew, for the slaves whose sockets (raw, plain) are here."""
+        self.offload, self._promiscuous = memory.offload, memory.promiscuous
+        for slave, (raw, plain) in sockets.items():
+            port = self.ports[slave] = thaw(Port, memory.ports[slave], raw=raw, plain=plain)
+            self._facts[slave] = memory.facts[slave]
+            self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
+        self.gates.update(memory.gates)
+        self.netlink.gates_closed(facts.index for slave, facts in memory.facts.items() if slave in memory.gates)
+
+    async def reopen(self, slave: str) -> None:
+        """Open the sockets of a slave that has none, as one that was taken over without them."""
+        await self._open_port(slave)
 
     def perform_now(self, action: Action) -> None:
         """Perform one of the INSTANT actions."""
@@ -271,7 +306,7 @@ class Doors(SlaveDoors):
 
     def _has_vlans(self) -> bool:
         """Whether a VLAN device stands on the bond."""
-        return any(link.lower == self._index and link.kind == "vlan" for link in self.netlink.links)
+        return any(link.lower == self.index and link.kind == "vlan" for link in self.netlink.links)
 
     def _port(self, slave: str) -> Port:
         if slave not in self.ports:

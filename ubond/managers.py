@@ -44,6 +44,7 @@ class Managers:
         self._given = root or _root_from_environment()
         self._root = self._given or Path("/")
         self._interfaces: tuple[str, ...] = ()
+        self._slaves: tuple[str, ...] = ()
         self._turn = threading.Lock()
         self._over = False
 
@@ -53,11 +54,17 @@ class Managers:
         What cannot be written is such a note too: a bond can run beside a manager.
         """
         with self._turn:
+            self._slaves = tuple(slaves)
             interfaces = (self.bond, *sorted(slaves))
             if self._over or interfaces == self._interfaces or not self._concerned:
                 return []
             self._interfaces = interfaces
             return [*self._write_all(interfaces), *self._remarks(interfaces)]
+
+    @property
+    def told(self) -> frozenset[str]:
+        """The slaves that are left alone by what `tell` was given last."""
+        return frozenset(self._slaves)
 
     def _write_all(self, interfaces: Sequence[str]) -> Iterator[str]:
         for path, text in self._files(interfaces):

@@ -85,6 +85,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "log": frozenset(),
     "monitor": frozenset(),
     "down": frozenset(),
+    "upgrade": frozenset(),
 }
 #: A request that exists only where the daemon's environment asks for it: what a system call
 #: comes to in the daemon's threads.  For tests.
@@ -92,7 +93,7 @@ _HOOK: Mapping[str, frozenset[str]] = {"hook": frozenset({"call"})}
 #: Fields that it must have.
 _REQUIRED: Mapping[str, str] = {"set": "options", "add": "slaves", "remove": "slaves", "hook": "call"}
 #: Requests that change something: root or the owner of the daemon only.
-CHANGES = frozenset({"set", "add", "remove", "down", "hook"})
+CHANGES = frozenset({"set", "add", "remove", "down", "upgrade", "hook"})
 
 
 def parse_request(line: bytes) -> Request:

@@ -245,6 +245,10 @@ class Netlink:
         for index in {*indices, *self._gates.closed} - self._links.keys():
             await self._gates.forget(index)
 
+    def gates_closed(self, indices: Iterable[int]) -> None:
+        """The gates of these interfaces are closed: another process did that."""
+        self._gates.closed.update(indices)
+
     async def gate_present(self, name: str) -> bool:
         """Whether both gates are closed; somebody may have removed them."""
         return await self._gates.present(name, await self._index(name))

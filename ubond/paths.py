@@ -135,6 +135,31 @@ def proc_path(bond: str) -> Path:
     return runtime_dir() / "proc" / "net" / "bonding" / bond
 
 
+class Lock:
+    """The lock of a bond that runs in this process, which may get another name or another holder."""
+
+    def __init__(self, bond: str, descriptor: int) -> None:
+        self.bond, self.descriptor = bond, descriptor
+
+    def rename(self, bond: str) -> bool:
+        """Follow the bond's new name; False if that name's files belong to another bond."""
+        followed = rename_lock(self.bond, bond)
+        self.bond = bond if followed else self.bond
+        return followed
+
+    def leave(self) -> None:
+        """Let go of it for another process that holds it too (flock(2): one lock, however many copies)."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def release(self) -> None:
+        """The bond ends.  Nothing to do after `leave`."""
+        if self.descriptor >= 0:
+            unlock(self.bond, self.descriptor)
+        self.descriptor = -1
+
+
 def lock(bond: str) -> int | None:
     """Take the bond's lock; return its descriptor, or None while a daemon holds it.
 

@@ -11,10 +11,12 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytun
 
+from ubond.bond.document import GIVEN
 from ubond.bond.events import DoorError, SlaveFacts
 
 # linux/if_tun.h
@@ -42,12 +44,15 @@ RECEIVE_BUFFER, SEND_BUFFER = 16 << 20, 4 << 20
 class Tap:
     """The bond's device.  Not persistent: it goes when the last of its queues is closed."""
 
-    def __init__(self, name: str) -> None:
-        """Make the device.  DoorError: EEXIST when the name is taken, EPERM without rights."""
-        self.name = name
-        self._queues = [self._open(_IFF_TUN_EXCL)]
+    def __init__(self, name: str, descriptors: Sequence[int] = ()) -> None:
+        """Make the device, or go on with these queues of it, which another process has opened.
 
-    def _open(self, extra: int = 0) -> pytun.TunTapDevice:
+        DoorError: EEXIST when the name is taken, EPERM without rights.
+        """
+        self.name = name
+        self._queues = list(descriptors) or [self._open(_IFF_TUN_EXCL)]
+
+    def _open(self, extra: int = 0) -> int:
         flags = pytun.IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE | extra
         try:
             queue = pytun.TunTapDevice(self.name, flags)
@@ -59,19 +64,20 @@ class Tap:
             if self.name in (name for _, name in socket.if_nameindex()):
                 number = errno.EEXIST
             raise DoorError("TUNSETIFF", number, self.name) from None
-        # pytun leaves its descriptor blocking and open across exec.
-        os.set_inheritable(queue.fileno(), False)
+        # pytun leaves its descriptor blocking and open across exec; a copy of it is not.
         os.set_blocking(queue.fileno(), False)
-        return queue
+        descriptor = os.dup(queue.fileno())
+        queue.close()
+        return descriptor
 
     def add_queue(self) -> int:
         """Attach one more queue; return its descriptor."""
         self._queues.append(self._open())
-        return self.descriptors[-1]
+        return self._queues[-1]
 
     @property
     def descriptors(self) -> list[int]:
-        return [int(queue.fileno()) for queue in self._queues]
+        return list(self._queues)
 
     def set_offload(self, flags: int) -> int:
         """Offer these offloads (TUN_*) to the host's stack; return those taken (USO may be unknown)."""
@@ -106,9 +112,8 @@ class Tap:
         return [name for bit, name in _OFFLOAD_NAMES if flags & bit]
 
     def close(self) -> None:
-        for queue in self._queues:
-            queue.close()
-        self._queues.clear()
+        while self._queues:
+            os.close(self._queues.pop())
 
 
 @dataclass(slots=True)
@@ -121,8 +126,8 @@ class Port:
 
     name: str
     index: int
-    raw: socket.socket
-    plain: socket.socket
+    raw: socket.socket = field(metadata=GIVEN)
+    plain: socket.socket = field(metadata=GIVEN)
     shortcomings: list[str] = field(default_factory=list)
     promiscuous: bool = False
 

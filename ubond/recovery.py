@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Container
 
 from ubond import paths
 from ubond.bond.enslave import give_back, held_by_mark
@@ -20,14 +21,19 @@ from ubond.netlink import Netlink
 log = logging.getLogger("ubond")
 
 
-async def give_back_all(netlink: Netlink, journal: Journal, bond: str) -> int:
+async def give_back_all(
+    netlink: Netlink, journal: Journal, bond: str, but: Container[int] = frozenset()
+) -> int:
     """Give back everything that this bond's journal holds; return how many interfaces that were.
 
-    What the kernel refuses stays in the journal, for the next attempt.
+    `but`: indices of interfaces that the bond still has.  What the kernel refuses stays in the
+    journal, for the next attempt.
     """
     given = 0
     doors = SlaveDoors(netlink, journal, bond)
     for held in journal.load():
+        if held.index in but:
+            continue
         facts = await _facts_now(netlink, held.slave, held.index)
         if facts is None:
             await netlink.forget_gates(held.index)

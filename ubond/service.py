@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from ubond import control
 from ubond.bond import core
@@ -91,18 +91,30 @@ class _Transaction:
         self.end.add_done_callback(lambda end: end.exception())
 
 
+@dataclass(slots=True)
+class Memory:
+    """The past of a bond: what happened, since when (monotonic ns), and what a failover is counted from."""
+
+    started: int = 0
+    lines: deque[dict[str, object]] = field(default_factory=deque)
+    history: History = field(default_factory=History)
+    drops_before: int = 0
+    new_sender: str | None = None
+
+
 class Service:
     """Runs one bond on the loop in which it is made."""
 
-    def __init__(self, bond: core.Bond, doors: Doors, index: int) -> None:
-        """`index`: of the bond's device."""
-        self.bond, self.doors, self.index = bond, doors, index
+    def __init__(self, bond: core.Bond, doors: Doors, memory: Memory | None = None) -> None:
+        """`memory`: of the process that ran it before."""
+        self.bond, self.doors, self.index = bond, doors, doors.index
         self.name = bond.snapshot().name
-        self.history = History()
-        self.lines: deque[dict[str, object]] = deque(maxlen=KEEP_LINES)
+        past = memory or Memory(time.monotonic_ns())
+        self.history, self.started = past.history, past.started
+        self.lines: deque[dict[str, object]] = deque(past.lines, maxlen=KEEP_LINES)
+        self._drops_before, self._new_sender = past.drops_before, past.new_sender
         self._notes: list[str] | None = None
         self.gone = asyncio.Event()
-        self.started = time.monotonic_ns()
         self.on_change: Callable[[], None] = lambda: None
         self.on_news: Callable[[Mapping[str, object]], None] = lambda news: None
         self._loop = asyncio.get_running_loop()
@@ -113,15 +125,73 @@ class Service:
         self.on_rename: Callable[[str], bool] = lambda name: False
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._queued = 0
-        self._ending = False
+        self._ending = self._left = False
         self._performer = self._loop.create_task(self._perform_queue())
         self._end_netlink = doors.netlink.subscribe(self._netlink_news)
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
-        self._indices: dict[str, int] = {}
+        self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
-        self._drops_before = 0
         self._follow_miimon()
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
+
+    # ── one process after the other ──────────────────────────────────────────────────
+
+    async def stand_still(self) -> bool:
+        """Stop the worker at a moment at which nothing is under way, and say whether that was one.
+
+        If not, everything goes on.  If so, `memory` and those of bond, doors and datapath are exact
+        until the caller waits for anything; `go_on` ends it.
+        """
+        await self._queue.join()
+        if self._under_way or self._ending or self.gone.is_set():
+            return False
+        self.doors.datapath.pause()
+        self._datapath_news()  # may lead to a table, which the worker that stands has not seen
+        if self.doors.datapath.settled and not self._under_way:
+            return True
+        self.go_on()
+        return False
+
+    def go_on(self) -> None:
+        """Frames flow again after `stand_still`."""
+        self.doors.datapath.resume()
+
+    def memory(self) -> Memory:
+        """What another process has to know of the past."""
+        self._settle_history()
+        return Memory(self.started, self.lines, self.history, self._drops_before, self._new_sender)
+
+    def say(self, text: str) -> None:
+        """Log a line about the bond."""
+        self._tell(Log(Level.INFO, text))
+
+    def reconcile(self) -> None:
+        """After another process: see what has become of the device and the slaves meanwhile."""
+        netlink = self.doors.netlink
+        device = netlink.link(self.index)
+        if device is None:
+            self._bond_gone("deleted")
+            return
+        if device.name != self.name:
+            self._bond_renamed(device.name)
+        self._bond_changed(device)
+        slaves = [(slave, netlink.link(slave.index)) for slave in self.bond.snapshot().slaves]
+        # First, so that no table names what nothing can be sent on.
+        self._slaves_gone(*(
+            SlaveGone(slave.name, "deleted" if link is None else "out of reach")
+            for slave, link in slaves
+            if link is None or slave.name not in self.doors.ports
+        ))  # fmt: skip
+        for slave, link in slaves:
+            if link is None or not self._has(slave.name):
+                continue
+            if link.name != slave.name:
+                self._slave_renamed(slave.name, link.name, slave.index)
+            self.doors.datapath.look(link.name)
+            self._look_soon(link.name)
+        self._refresh_uppers()
+        self._loop.call_later(1.1, self._settle_history)
+        self.feed(Woken())
 
     # ── events in ────────────────────────────────────────────────────────────────────
 
@@ -134,6 +204,14 @@ class Service:
         self._start(transaction)
         self._rearm()
         return transaction.end
+
+    def _feed_as_one(self, events: Sequence[Event]) -> None:
+        """Give the study several events that are true already: no table between them is published."""
+        actions = [action for event in events for action in self.bond.handle(event, time.monotonic_ns())]
+        last = next((action for action in reversed(actions) if isinstance(action, PublishTable)), None)
+        kept = [action for action in actions if action is last or not isinstance(action, PublishTable)]
+        self._start(_Transaction(kept))
+        self._rearm()
 
     def _start(self, transaction: _Transaction) -> None:
         quick = all(isinstance(action, (*INSTANT, Log, ActiveChanged)) for action in transaction.actions)
@@ -222,15 +300,12 @@ class Service:
             case LinkRenamed(_, new, index) if index == self.index:
                 self._bond_renamed(new)
             case LinkRenamed(old, new, index) if self._indices.get(old) == index:
-                self.doors.rename(old, new)
-                self._indices[new] = self._indices.pop(old)
-                self.feed(SlaveRenamed(old, new))
-                self._look_soon(new)
+                self._slave_renamed(old, new, index)
             case LinkGone(name, index, why):
                 if index == self.index:
                     self._bond_gone(why)
                 elif self._indices.get(name) == index:
-                    self._slave_gone(name, why)
+                    self._slaves_gone(SlaveGone(name, why))
                 else:
                     self._uppers_soon()
             case LinkChanged(link, before):
@@ -288,7 +363,7 @@ class Service:
             if not self._has(slave):
                 return
             if not self.doors.is_bound(slave):
-                self._slave_gone(slave, "replaced by another of its name")
+                self._slaves_gone(SlaveGone(slave, "replaced by another of its name"))
                 return
             try:
                 facts, gated = await self.doors.look(slave)
@@ -348,10 +423,18 @@ class Service:
             for line in refused.lines:
                 self._tell(Log(Level.ERROR, line))
 
-    def _slave_gone(self, slave: str, why: str) -> None:
-        del self._indices[slave]
-        self._tell(Log(Level.WARNING, f"interface {why}; releasing it", slave))
-        self.feed(SlaveGone(slave, why))
+    def _slave_renamed(self, old: str, new: str, index: int) -> None:
+        self.doors.rename(old, new)
+        del self._indices[old]
+        self._indices[new] = index
+        self.feed(SlaveRenamed(old, new))
+        self._look_soon(new)
+
+    def _slaves_gone(self, *gone: SlaveGone) -> None:
+        for each in gone:
+            del self._indices[each.slave]
+            self._tell(Log(Level.WARNING, f"interface {each.why}; releasing it", each.slave))
+        self._feed_as_one(gone)
 
     def _bond_gone(self, why: str) -> None:
         if not self.gone.is_set():
@@ -478,8 +561,6 @@ class Service:
         self._new_sender = change.new
         self._loop.call_later(1.1, self._settle_history)
 
-    _new_sender: str | None = None
-
     def _settle_history(self) -> None:
         new = self._new_sender
         first = self.doors.datapath.times(new)[0] if new is not None and new in self.doors.ports else 0
@@ -527,6 +608,8 @@ class Service:
 
     async def shut(self) -> None:
         """Release all slaves, the last first, so that each failover on the way has somewhere to go."""
+        if self._left:
+            return
         self._ending = True
         for look in (self._round, *self._looks.values()):
             look.cancel()
@@ -537,12 +620,17 @@ class Service:
                 await self.release(slave)
             except (DoorError, Refused) as error:
                 log.error("%s: (slave %s): could not be given back: %s", self.name, slave, error)
-        if self._performer.cancelled():
+        self.leave()
+
+    def leave(self) -> None:
+        """Do nothing any more: all slaves are released, or another process has them."""
+        if self._left:
             return
+        self._ending = self._left = True
         self._performer.cancel()
         self._end_netlink()
         self._loop.remove_reader(self.doors.datapath.news_fd)
-        for timer in (self._timer, self._uppers_timer):
+        for timer in (self._timer, self._uppers_timer, self._round, *self._looks.values()):
             if timer is not None:
                 timer.cancel()
 

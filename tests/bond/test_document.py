@@ -20,7 +20,7 @@ from tests.bond.test_properties import DEEDS, NAMES, Deed
 from ubond.bond import Refused
 from ubond.bond import events as ev
 from ubond.bond.core import Bond, Memory
-from ubond.bond.document import DocumentError, freeze, thaw
+from ubond.bond.document import GIVEN, DocumentError, freeze, thaw
 from ubond.bond.spec import BondSpec, SlaveSpec
 from ubond.bond.table import TxTable
 from ubond.wire import MacAddr
@@ -123,7 +123,7 @@ class Every:
     lines: deque[dict[str, object]]
     numbers: Mapping[int, tuple[int, str]]
     knots: list[Knot]
-    act: Callable[[], int] = field(compare=False)
+    act: Callable[[], int] = field(compare=False, metadata=GIVEN)
     table: TxTable | None = None
 
 

@@ -6,7 +6,8 @@
 Dataclasses become objects with a key for each field: a key that the reader does not know is
 passed over, one that is missing takes the field's default.  Whatever is compared by identity
 (`eq=False`) is written once and referred to afterwards, so that who was the same stays the same.
-Functions are not written: `thaw` is given them by the name of their field.
+What cannot be written at all, functions and sockets, is marked GIVEN: `thaw` is given it
+by the name of its field.
 
 Known are numbers, texts, bytes, None, enumerations, dataclasses, addresses, tuples, lists, sets,
 deques and mappings of all these, and unions: with more than one kind of value the kind is written too.
@@ -27,6 +28,9 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from ubond.wire import MacAddr
 
 T = TypeVar("T")
+
+#: For `field(metadata=GIVEN)`: not in documents, `thaw` is given it.
+GIVEN: Mapping[str, bool] = types.MappingProxyType({"given": True})
 
 
 class DocumentError(ValueError):
@@ -204,7 +208,7 @@ def _of_dataclass(kind: type) -> _Converter:
     converter = _known[kind] = _Converter(write, read)  # before its fields: a class may hold its own kind
     hints = get_type_hints(kind)
     for each in fields(cast(Any, kind)):
-        if get_origin(hints[each.name]) is Callable or hints[each.name] is Callable:
+        if each.metadata.get("given"):
             given.append(each.name)
         elif each.init:
             if by_identity and each.name in ("same", "number"):

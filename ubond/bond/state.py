@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from ubond.bond.document import GIVEN
 from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, UpperFacts
 from ubond.bond.settings import Settings
 from ubond.bond.slave import Slave
@@ -49,7 +50,7 @@ class State:
     mtu: int
     strict: bool
     tx_queues: int
-    random_mac: Callable[[], MacAddr]
+    random_mac: Callable[[], MacAddr] = field(metadata=GIVEN)
     settings: Settings = field(default_factory=Settings)
     slaves: list[Slave] = field(default_factory=list)
     active: Slave | None = None
