@@ -5,11 +5,12 @@ PYTHON = .venv/bin/python
 # An ordinary user gets a user namespace where the system allows that, and a clear line where not.
 WORLD = $(PYTHON) -m ubond.lab world --
 
-.PHONY: help demo test guest containers bench build lint clean
+.PHONY: help demo test kills guest containers bench build lint clean
 
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
 	@echo "make test    the whole test suite"
+	@echo "make kills   killed at every call that changes something, mended in each of three ways (15 minutes)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
 	@echo "make containers  podman containers with two capabilities (a minute)"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
@@ -24,6 +25,10 @@ demo:
 test:
 	@tools/prepare test
 	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container" $(TESTS)
+
+kills:
+	@tools/prepare test
+	@UBOND_KILL_WAYS=all $(WORLD) $(PYTHON) -m pytest tests/netns/test_live_kills.py
 
 guest:
 	@tools/prepare guest

@@ -57,7 +57,7 @@ MAY: dict[str, frozenset[str]] = {
     "uppers": LOW,
     "addresses": LOW | {"rtnl"},
     "gate_clsact": LOW | {"rtnl"},
-    "gate_nft": LOW | {"gate_clsact"},
+    "gate_nft": LOW | {"gate_clsact", "rtnl"},
     "gate_bridge": LOW | {"rtnl"},
     "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},

@@ -306,7 +306,12 @@ class Mover:
 
     async def _add_route(self, route: _Route, target: Device, undo: list[Undo]) -> None:
         body, call = route.through(target), f"RTM_NEWROUTE {route}"
-        await self._tell(call, RTM_NEWROUTE, body, target.name, NLM_F_CREATE | NLM_F_EXCL)
+        try:
+            await self._tell(call, RTM_NEWROUTE, body, target.name, NLM_F_CREATE | NLM_F_EXCL)
+        except DoorError as error:
+            if error.errno != errno.EEXIST or route.key not in {each.key for each in await self._routes(target)}:
+                raise
+            return  # somebody made the same one already, or we did before we died
         undo.append(lambda: self._tell(f"RTM_DELROUTE {route}", RTM_DELROUTE, body, target.name))
 
     async def _delete_route(self, route: _Route, source: Device, undo: list[Undo]) -> None:

@@ -268,7 +268,7 @@ class Desk:
         path = paths.proc_path(self.files)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.new")
+            fresh = paths.fresh(path)
             fresh.write_text(text)
             fresh.chmod(0o644)
             fresh.rename(path)

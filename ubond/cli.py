@@ -227,7 +227,7 @@ def _recover(bond: str) -> int:
 
     _check_permission()
     count = daemon.recover(bond)
-    print(f"the daemon of {bond} had died; gave back {_interfaces(count)}")
+    print(f"the daemon of {bond} had died; gave back {_interfaces(count) if count else 'nothing: it held none'}")
     return 0
 
 

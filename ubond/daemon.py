@@ -217,8 +217,7 @@ def _locked(bond: str) -> Iterator[Lock]:
     lock = Lock(bond, descriptor)
     try:
         # Of a daemon that died: nobody answers here, and what is written there is not true any more.
-        for path in (paths.socket_path(bond), paths.proc_path(bond)):
-            path.unlink(missing_ok=True)
+        paths.remove_stale(bond)
         yield lock
     finally:
         lock.release()

@@ -101,11 +101,14 @@ class Clsact:
 
         Filters of ours that are there already are replaced.  On failure nothing is left behind.
         """
-        made = await self._ensure_qdisc(interface, index)
+        made = not await self._has_qdisc(interface, index)
         own = made or GATE_HANDLE_OWN_QDISC in await self._present(interface, index)
         handle = GATE_HANDLE_OWN_QDISC if own else GATE_HANDLE
         try:
-            await self._add(interface, index, INGRESS, INGRESS_PROGRAM, handle)
+            if made:
+                await self._make_qdisc(interface, index, handle)
+            else:
+                await self._add(interface, index, INGRESS, INGRESS_PROGRAM, handle)
             await self._add(interface, index, EGRESS, EGRESS_PROGRAM, handle)
         except DoorError:
             await self.open(interface, index, own_qdisc=made)
@@ -117,36 +120,44 @@ class Clsact:
 
         Gates that are open already are no failure: somebody may have removed them.
         """
+        own_qdisc |= GATE_HANDLE_OWN_QDISC in await self._present(interface, index)
+        if own_qdisc and not await self._others(interface, index):
+            # With its filters, in one call: once they are gone nothing tells that it is ours.
+            if await self._qdisc(interface, index) == "clsact":
+                await self._requests.tell("RTM_DELQDISC clsact", RTM_DELQDISC, _qdisc(index), interface)
+            return
         for direction in (INGRESS, EGRESS):
-            handle = await self._ours(interface, index, direction)
-            if handle:
-                own_qdisc |= handle == GATE_HANDLE_OWN_QDISC
+            if handle := await self._ours(interface, index, direction):
                 await self._remove(interface, index, direction, handle)
-        if own_qdisc and not await self._in_use(interface, index):
-            await self._requests.tell("RTM_DELQDISC clsact", RTM_DELQDISC, _qdisc(index), interface)
 
     async def present(self, interface: str, index: int) -> bool:
         """Whether both gates are closed."""
         return all(await self._present(interface, index))
 
-    async def _ensure_qdisc(self, interface: str, index: int) -> bool:
-        """See to it that there is a clsact qdisc; True if it had to be made."""
-        match await self._qdisc(interface, index):
-            case "clsact":
-                return False
-            case "":
-                message = _qdisc(index)
-                message["attrs"] = [("TCA_KIND", "clsact")]
-                try:
-                    await self._requests.tell("RTM_NEWQDISC clsact", RTM_NEWQDISC, message, interface,
-                                              NLM_F_CREATE | NLM_F_EXCL)
-                except DoorError as error:
-                    missing = "the kernel has no clsact qdisc (CONFIG_NET_SCH_INGRESS)"
-                    raise _explained(error, missing) from error
-                return True
-            case kind:
-                raise DoorError("RTM_NEWQDISC clsact", errno.EEXIST, interface,
-                                f"a qdisc {kind} stands in the place of clsact; replace it by clsact")
+    async def _has_qdisc(self, interface: str, index: int) -> bool:
+        """Whether there is a clsact qdisc; DoorError if its place is taken by something else."""
+        kind = await self._qdisc(interface, index)
+        if kind not in ("", "clsact"):
+            raise DoorError("RTM_NEWQDISC clsact", errno.EEXIST, interface,
+                            f"a qdisc {kind} stands in the place of clsact; replace it by clsact")
+        return kind == "clsact"
+
+    async def _make_qdisc(self, interface: str, index: int, handle: int) -> None:
+        """Make a clsact qdisc with our filter of arrivals in it.
+
+        In one piece: whoever finds the qdisc finds by its filter that it is ours, whenever we die.
+        """
+        qdisc = _qdisc(index)
+        qdisc["attrs"] = [("TCA_KIND", "clsact")]
+        fresh = NLM_F_CREATE | NLM_F_EXCL
+        try:
+            await self._requests.tell_together(
+                ("RTM_NEWQDISC clsact", RTM_NEWQDISC, qdisc, fresh),
+                ("RTM_NEWTFILTER bpf", RTM_NEWTFILTER, _gate(index, INGRESS, handle, INGRESS_PROGRAM), fresh),
+                interface=interface,
+            )
+        except DoorError as error:
+            raise _explained(error) from error
 
     async def _qdisc(self, interface: str, index: int) -> str:
         """Kind of the qdisc in clsact's place (`clsact`, `ingress`), empty if there is none."""
@@ -160,20 +171,12 @@ class Clsact:
     ) -> None:
         if before := await self._ours(interface, index, direction):
             await self._remove(interface, index, direction, before)
-        message = _filter(index, direction, handle)
-        message["attrs"] = [
-            ("TCA_KIND", "bpf"),
-            ("TCA_OPTIONS", {"attrs": [
-                ("TCA_BPF_OPS_LEN", len(program)),
-                ("TCA_BPF_OPS", b"".join(struct.pack("=HBBI", *instruction) for instruction in program)),
-                ("TCA_BPF_FLAGS", _ACT_DIRECT),
-            ]}),
-        ]
+        message = _gate(index, direction, handle, program)
         try:
             await self._requests.tell("RTM_NEWTFILTER bpf", RTM_NEWTFILTER, message, interface,
                                       NLM_F_CREATE | NLM_F_EXCL)
         except DoorError as error:
-            raise _explained(error, "the kernel has no BPF classifier (CONFIG_NET_CLS_BPF)") from error
+            raise _explained(error) from error
 
     async def _remove(self, interface: str, index: int, direction: int, handle: int) -> None:
         message = _filter(index, direction, handle)
@@ -185,14 +188,14 @@ class Clsact:
 
     async def _ours(self, interface: str, index: int, direction: int) -> int:
         for answer in await self._filters(interface, index, direction):
-            handle = int(answer["handle"])
-            if handle in (GATE_HANDLE, GATE_HANDLE_OWN_QDISC) and answer.get_attr("TCA_KIND") == "bpf":
-                return handle
+            if _is_ours(answer):
+                return int(answer["handle"])
         return 0
 
-    async def _in_use(self, interface: str, index: int) -> bool:
-        """Whether any filter is left in either direction."""
-        return any([await self._filters(interface, index, way) for way in (INGRESS, EGRESS)])
+    async def _others(self, interface: str, index: int) -> bool:
+        """Whether anybody else has a filter in either direction."""
+        found = [each for way in (INGRESS, EGRESS) for each in await self._filters(interface, index, way)]
+        return not all(_is_ours(each) for each in found)
 
     async def _filters(self, interface: str, index: int, direction: int) -> list[Message]:
         """The filters of one direction: none also where there is no qdisc."""
@@ -205,10 +208,17 @@ class Clsact:
         ]
 
 
-def _explained(error: DoorError, missing: str) -> DoorError:
+def _is_ours(found: Message) -> bool:
+    return found["handle"] in (GATE_HANDLE, GATE_HANDLE_OWN_QDISC) and found.get_attr("TCA_KIND") == "bpf"
+
+
+def _explained(error: DoorError) -> DoorError:
     """ENOENT from traffic control means that the kernel lacks the module; say so."""
+    missing = "BPF classifier (CONFIG_NET_CLS_BPF)"
+    if "QDISC" in error.call:
+        missing = "clsact qdisc (CONFIG_NET_SCH_INGRESS)"
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
-        return DoorError(error.call, error.errno, error.interface, missing)
+        return DoorError(error.call, error.errno, error.interface, f"the kernel has no {missing}")
     return error
 
 
@@ -228,4 +238,17 @@ def _filter(index: int, direction: int, handle: int) -> Message:
     message = _BpfFilter()
     message["index"], message["parent"], message["handle"] = index, direction, handle
     message["info"] = GATE_PRIORITY << 16 | socket.htons(_ETH_P_ALL)
+    return message
+
+
+def _gate(index: int, direction: int, handle: int, program: Sequence[Instruction]) -> Message:
+    message = _filter(index, direction, handle)
+    message["attrs"] = [
+        ("TCA_KIND", "bpf"),
+        ("TCA_OPTIONS", {"attrs": [
+            ("TCA_BPF_OPS_LEN", len(program)),
+            ("TCA_BPF_OPS", b"".join(struct.pack("=HBBI", *instruction) for instruction in program)),
+            ("TCA_BPF_FLAGS", _ACT_DIRECT),
+        ]}),
+    ]  # fmt: skip
     return message

@@ -21,10 +21,11 @@ from collections.abc import Sequence
 
 from ubond.bond.events import DoorError
 from ubond.gate_clsact import GATE_MARK
+from ubond.rtnl import acknowledged
 
 _NETLINK_NETFILTER = 12
 _NFPROTO_NETDEV, _SUBSYSTEM = 5, 10
-_BATCH_BEGIN, _BATCH_END, _NLMSG_ERROR = 0x10, 0x11, 2
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE = 0, 1, 2, 3, 4, 6
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _NESTED = 0x8000
@@ -201,20 +202,9 @@ def _ask(messages: list[bytes], answers: int) -> tuple[int, bytes]:
         came, found = b"", list[int]()
         while len(found) < answers and not any(found):
             came += sock.recv(65536)
-            found = _errors(came)
+            found = acknowledged(came)
     return next((number for number in found if number), 0), came
 
 
 def _padded(messages: list[bytes]) -> list[bytes]:
     return [each + bytes(-len(each) % 4) for each in messages]
-
-
-def _errors(data: bytes) -> list[int]:
-    """The errno of each acknowledgement in what came; what was asked for itself is passed over."""
-    found, at = [], 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if kind == _NLMSG_ERROR:
-            found.append(-struct.unpack_from("=i", data, at + 16)[0])
-        at += max(16, length + 3 & ~3)
-    return found

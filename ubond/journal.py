@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ubond.bond.events import DoorError, Held, Moved
-from ubond.paths import RuntimeDirError, check_directory
+from ubond.paths import RuntimeDirError, check_directory, fresh
 from ubond.wire import MacAddr, WireError
 
 #: Version of the file's layout.
@@ -153,18 +153,26 @@ class Journal:
             return file.read(_MAX_BYTES)
 
     def _write(self) -> None:
-        new = f".{self.path.name}.new"
+        new = fresh(self.path).name
         with self._directory() as directory:
+            assert directory is not None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=directory)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
-                file.write(_encode(self._bond, self._held, self._moved))
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                self._write_new(directory, new)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(new, dir_fd=directory)  # half a file: the disk is full
+                raise
             os.replace(new, self.path.name, src_dir_fd=directory, dst_dir_fd=directory)
-            assert directory is not None
             os.fsync(directory)
+
+    def _write_new(self, directory: int, name: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
+            file.write(_encode(self._bond, self._held, self._moved))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 # ── values and JSON ──────────────────────────────────────────────────────────────────

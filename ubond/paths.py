@@ -112,10 +112,23 @@ def sweep(bond: str) -> None:
     fd = lock(bond) if runtime_dir().is_dir() else None
     if fd is None:
         return  # nothing is left, or a living daemon has it
-    for path in (socket_path(bond), proc_path(bond)):
-        path.unlink(missing_ok=True)
+    remove_stale(bond)
     unlock(bond, fd)
     remove_empty_dirs()
+
+
+def remove_stale(bond: str) -> None:
+    """Remove what says that a daemon of this bond lives, and what one was about to write when it died.
+
+    The caller holds the bond's lock.
+    """
+    for path in (socket_path(bond), proc_path(bond), fresh(proc_path(bond)), fresh(journal_path(bond))):
+        path.unlink(missing_ok=True)
+
+
+def fresh(path: Path) -> Path:
+    """Where a file is written before it takes the place of the one at `path`."""
+    return path.with_name(f".{path.name}.new")
 
 
 def socket_path(bond: str) -> Path:
@@ -235,10 +248,10 @@ def bonds() -> list[str]:
 
 
 def left_behind() -> list[str]:
-    """Names of bonds whose daemon died without giving back what its journal holds, sorted."""
+    """Names of bonds whose daemon died and left something, sorted: a journal, or but its lock."""
     try:
         names = os.listdir(runtime_dir())
     except OSError:
         return []
-    ours = sorted(name.removesuffix(".journal") for name in names if name.endswith(".journal"))
-    return [name for name in ours if not running(name)]
+    ours = {name.rpartition(".")[0] for name in names if name.endswith((".journal", ".lock"))}
+    return sorted(name for name in ours if not running(name))

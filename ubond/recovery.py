@@ -10,8 +10,8 @@ import logging
 from collections.abc import Container
 
 from ubond import paths
-from ubond.bond.enslave import give_back, held_by_mark
-from ubond.bond.events import DoorError, SlaveFacts
+from ubond.bond.enslave import give_back, held_by_mark, is_same_interface
+from ubond.bond.events import DoorError, Held, SlaveFacts
 from ubond.bond.options import Refused
 from ubond.doors import SlaveDoors
 from ubond.journal import Journal
@@ -79,21 +79,35 @@ async def restore(interfaces: list[str]) -> int:
         return sum([await _restore_one(netlink, name) for name in interfaces])
     finally:
         await netlink.close()
+        for bond in paths.left_behind():
+            if not Journal(paths.runtime_dir(), bond).load():
+                Managers(bond).forget()
+                paths.sweep(bond)
 
 
 async def _restore_one(netlink: Netlink, name: str) -> bool:
     facts = await netlink.facts(name)
     marked = held_by_mark(facts)
-    if marked is None:
-        return False
-    bond, by_mark = marked
-    if paths.running(bond):
+    if marked is not None and paths.running(marked[0]):
+        bond = marked[0]
         raise Refused(errno.EBUSY, [f"{name} is a slave of {bond}, which runs: ubond remove {bond} {name}"])
-    journal = Journal(paths.runtime_dir(), bond)
-    known = next((one for one in journal.load() if one.index == facts.index), by_mark)
-    if failures := await SlaveDoors(netlink, journal, bond).perform_all(give_back(known, facts)):
+    known = _in_a_journal(facts) or marked
+    if known is None:
+        return False
+    bond, held = known
+    doors = SlaveDoors(netlink, Journal(paths.runtime_dir(), bond), bond)
+    if failures := await doors.perform_all(give_back(held, facts)):
         raise failures[0]
-    if not journal.load():
-        Managers(bond).forget()
-        paths.sweep(bond)
     return True
+
+
+def _in_a_journal(facts: SlaveFacts) -> tuple[str, Held] | None:
+    """The dead bond that holds this interface, and what it held.
+
+    Its alias need not say so: the daemon may have died before it was set, or after it was given back.
+    """
+    for bond in paths.left_behind():
+        for held in Journal(paths.runtime_dir(), bond).load():
+            if is_same_interface(held, facts):
+                return bond, held
+    return None

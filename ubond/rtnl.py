@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
 from pyroute2.netlink.core import CoreDatagramProtocol
 from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -96,6 +97,23 @@ class Requests:
         """Send a request that changes something; return when the kernel has done it."""
         await self._answers(call, kind, NLM_F_REQUEST | NLM_F_ACK | flags, message, interface)
 
+    async def tell_together(self, *requests: tuple[str, int, Message, int], interface: str = "") -> None:
+        """Send requests, each (call, kind, message, flags), in one piece: no death can come between them.
+
+        Raises the first refusal; those before it are done.
+        """
+        data = b""
+        for number, (_, kind, message, flags) in enumerate(requests):
+            message["header"].update(type=kind, flags=NLM_F_REQUEST | NLM_F_ACK | flags, sequence_number=number)
+            message.encode()
+            data += bytes(message.data) + bytes(-len(message.data) % 4)
+        calls = " and ".join(call for call, *_ in requests)
+        with refusals(calls, interface):
+            outcomes = await asyncio.to_thread(_exchange, data, len(requests))
+        for (call, *_), outcome in zip(requests, outcomes, strict=False):
+            if outcome:
+                raise DoorError(call, outcome, interface)
+
     async def dump(self, call: str, kind: int, message: Message, interface: str = "") -> list[Message]:
         """Return all objects of one kind; asked again while they changed under the kernel's hands."""
         for _ in range(_DUMP_TRIES):
@@ -111,6 +129,29 @@ class Requests:
         with refusals(call, interface):
             response = await self._socket.nlm_request(message, msg_type=kind, msg_flags=flags)
             return [answer async for answer in response]
+
+
+def _exchange(data: bytes, answers: int) -> list[int]:
+    """Send a piece of messages that each want an acknowledgement; return its errno for each, 0 for done."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+        sock.settimeout(10)
+        sock.bind((0, 0))
+        sock.send(data)
+        found: list[int] = []
+        while len(found) < answers:
+            found += acknowledged(sock.recv(RECEIVE))
+        return found
+
+
+def acknowledged(data: bytes) -> list[int]:
+    """The errno of each acknowledgement in what came; what was asked for itself is passed over."""
+    found, at = [], 0
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if kind == NLMSG_ERROR:
+            found.append(-struct.unpack_from("=i", data, at + 16)[0])
+        at += max(16, length + 3 & ~3)
+    return found
 
 
 class refusals:

@@ -1,0 +1,216 @@
+"""The power goes between any two steps: killed at every call that changes something, all is given back.
+
+`killat` (killat.c) runs `ubond up` and kills the daemon at the entry of the N-th call, over all its
+threads, that changes something which outlives it: a request to netlink, an ioctl, a file.  Then each
+of `down`, `up` and `restore` has to give every NIC back exactly what it had.
+
+An ordinary run kills at each call and mends by one of the three ways, in turn; UBOND_KILL_WAYS=all
+mends each by all three (`make kills`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.world import HOST4, PEER4, ROOT, Bond, Space, World, assert_as_before, wait_until
+
+pytestmark = pytest.mark.netns
+
+WAYS = ("down", "up", "restore")
+
+
+def killat() -> str:
+    """The tracer, built."""
+    built, source = ROOT / "bench" / "bin" / "killat", ROOT / "tests" / "netns" / "killat.c"
+    built.parent.mkdir(exist_ok=True)
+    with open(source) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side
+        if not built.exists() or built.stat().st_mtime < source.stat().st_mtime:
+            subprocess.run(["gcc", "-std=gnu11", "-O2", "-Wall", "-o", str(built), str(source)], check=True)
+    return str(built)
+
+
+class Doomed:
+    """A command of which a process is killed at its N-th change; 0: none is."""
+
+    def __init__(self, space: Space, report: Path, at: int, *words: str, whole: bool = False) -> None:
+        self._report = report
+        report.unlink(missing_ok=True)
+        flags = ("-a",) if whole else ()
+        self._process = space.start(killat(), *flags, str(at), str(report), sys.executable, "-m", "ubond", *words)
+
+    def __enter__(self) -> Doomed:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    @property
+    def calls(self) -> list[str]:
+        """Names of the changes so far."""
+        lines = self._report.read_text().splitlines() if self._report.exists() else []
+        return [line.split()[2] for line in lines if line[0].isdigit()]
+
+    def _told(self, word: str) -> str | None:
+        lines = self._report.read_text().splitlines() if self._report.exists() else []
+        return next((line.split()[1] for line in lines if line.startswith(word)), None)
+
+    @property
+    def killed(self) -> bool:
+        return self._told("killed") is not None
+
+    def wait_command(self) -> int:
+        """The exit code of the command itself."""
+        return int(wait_until(lambda: self._told("exit"), 30, "the command ends"))
+
+    def wait_all(self) -> str:
+        """Wait until every process of it has ended; what they said on standard error."""
+        return self._process.communicate(timeout=30)[1]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(2) as world:
+        host = world.host
+        host.ip("link", "set", "eth1", "mtu", "1400", "alias", "uplink to rack 4")
+        host.ip("addr", "add", f"{HOST4}/24", "dev", "eth1")
+        host.ip("route", "add", "10.50.0.0/16", "via", PEER4, "dev", "eth1", "metric", "77")
+        host.ip("link", "set", "eth2", "down")
+        host.ip("link", "set", "eth2", "address", "02:00:5e:00:53:22", "addrgenmode", "none")
+        host.run("ethtool", "-K", "eth2", "gro", "off", "tso", "off")
+        host.run("tc", "qdisc", "add", "dev", "eth2", "clsact")
+        host.run("tc", "filter", "add", "dev", "eth2", "ingress", "pref", "7", "bpf", "da", "bytecode",
+                 "1,6 0 0 4294967295,")  # fmt: skip
+        yield world
+
+
+UP = ("up", "bond0", "eth1", "eth2", "--take-addresses", "--fail-over-mac", "follow")
+
+
+def mend(world: World, way: str, up: tuple[str, ...]) -> None:
+    """Give all NICs back in one of three ways."""
+    match way:
+        case "down":
+            done = world.ubond("down", "bond0", check=False)
+            if done.returncode != 3:  # 3: killed before anything was there
+                assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        case "up":
+            world.ubond(*up)
+            world.ubond("down", "bond0")
+        case "restore":
+            world.ubond("restore", *world.nics)
+
+
+def ways_for(number: int) -> tuple[str, ...]:
+    return WAYS if os.environ.get("UBOND_KILL_WAYS") == "all" else (WAYS[number % 3],)
+
+
+def changes(world: World, report: Path, act: Callable[[], None] | None, up: tuple[str, ...]) -> range:
+    """Numbers of the changes that `act` makes in a running bond, or that bringing it up makes."""
+    with Doomed(world.host, report, 0, *up) as doomed:
+        assert doomed.wait_command() == 0
+        first = len(doomed.calls)
+        if act is None:
+            numbers = range(1, first + 1)
+            world.ubond("down", "bond0")
+        else:
+            act()
+            numbers = range(first + 1, len(doomed.calls) + 1)
+            world.ubond("down", "bond0", check=False)
+        doomed.wait_all()
+    return numbers
+
+
+def at_every_change(
+    world: World, report: Path, act: Callable[[], None] | None = None, *options: str, least: int,
+    after: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Kill at every change that `act` leads to in a bond that runs (None: that leads to it), and mend.
+
+    `least`: so many changes there must have been; `after` puts back what `act` did to the world.
+    """
+    up, picture, killed = (*UP, *options), world.picture(), 0
+    numbers = changes(world, report, act, up)
+    after()
+    for number in numbers:
+        for way in ways_for(number):
+            with Doomed(world.host, report, number, *up) as doomed:
+                doomed.wait_command()
+                if act is not None and not doomed.killed:
+                    act()
+                hit, call = doomed.killed, doomed.calls[-1]
+                if not hit:
+                    world.ubond("down", "bond0", check=False)
+                said = doomed.wait_all()
+            killed += hit
+            try:
+                assert said.count("\n") <= 1, said
+                after()
+                if hit:
+                    mend(world, way, up)
+                assert_as_before(picture, world.picture)
+            except AssertionError as error:
+                raise AssertionError(f"{way} after a kill at change {number} ({call}): {error}") from None
+    assert killed >= least
+
+
+@pytest.mark.parametrize("gate", ["clsact", "nft", "bridge"])
+def test_killed_at_every_step_of_up(world: World, tmp_path: Path, gate: str) -> None:
+    at_every_change(world, tmp_path / "report", None, "--gate", gate, least=50)
+
+
+@pytest.mark.parametrize("gate", ["clsact", "nft", "bridge"])
+def test_killed_at_every_step_of_down(world: World, tmp_path: Path, gate: str) -> None:
+    at_every_change(
+        world, tmp_path / "report", lambda: void(world.ubond("down", "bond0", check=False)), "--gate", gate, least=40
+    )
+
+
+def void(_: object) -> None:
+    """What `act` leaves is looked at, not what it returns."""
+
+
+def test_killed_at_every_step_of_a_failover_that_moves_macs(world: World, tmp_path: Path) -> None:
+    host = world.host
+
+    def pull() -> None:
+        report, before = tmp_path / "report", (host.mac("eth1"), host.mac("eth2"))
+        world.pull("eth1")
+
+        def over() -> bool:
+            return "killed" in report.read_text() or (host.mac("eth2"), host.mac("eth1")) == before
+
+        wait_until(over, what="the MACs are exchanged or the daemon is killed")
+
+    at_every_change(world, tmp_path / "report", pull, least=3, after=lambda: world.plug("eth1"))
+
+
+def test_killed_at_every_step_of_giving_back(world: World, tmp_path: Path) -> None:
+    """The daemon is dead, and so is the command that mends, at any of its steps; the next one does it."""
+    picture, report, number = world.picture(), tmp_path / "report", 0
+    hit = True
+    while hit:
+        number += 1
+        for way in ways_for(number):
+            world.ubond(*UP)
+            os.kill(Bond(world, "bond0").pid, signal.SIGKILL)
+            wait_until(lambda: "bond0" not in world.host.links(), what="the TAP is gone")
+            with Doomed(world.host, report, number, "down", "bond0") as doomed:
+                doomed.wait_all()
+                hit = doomed.killed
+            try:
+                mend(world, way, UP)
+                assert_as_before(picture, world.picture)
+            except AssertionError as error:
+                call = doomed.calls[-1]
+                raise AssertionError(f"{way} after a kill of down at change {number} ({call}): {error}") from None
+    assert number > 25
