@@ -36,7 +36,9 @@ LIGHT = {
     "typing",
 }
 
-VOCABULARY = frozenset({"wire", "bond.events", "bond.options", "bond.snapshot", "bond.spec", "bond.table"})
+VOCABULARY = frozenset(
+    {"wire", "bond.events", "bond.options", "bond.reception", "bond.snapshot", "bond.spec", "bond.table"}
+)
 LOW = frozenset({"bond.events", "wire"})
 #: Room -> what of ours it may import.  `bond` and `config` stand for all of their modules.
 MAY: dict[str, frozenset[str]] = {
@@ -52,7 +54,8 @@ MAY: dict[str, frozenset[str]] = {
     "init": frozenset(),
     "rtnl": LOW,
     "ethtool": LOW,
-    "ports": LOW | {"bond.document"},
+    "ports": LOW | {"bond.document", "bond.reception"},
+    "filters": LOW | {"bond.reception"},
     "steering": LOW,
     "uppers": LOW,
     "addresses": LOW | {"rtnl"},
@@ -62,7 +65,8 @@ MAY: dict[str, frozenset[str]] = {
     "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},
     "journal": LOW | {"paths"},
-    "doors": LOW | {"bond.document", "bond.table", "datapath", "gates", "journal", "netlink", "ports", "steering"},
+    "doors": LOW | {"bond.document", "bond.reception", "bond.table", "datapath", "filters", "gates", "journal"}
+    | {"netlink", "ports", "steering"},
     # library
     "config": frozenset({"bond.options", "bond.spec", "config"}),
     # front desk

@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
-from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_unicast_to, kind_of
+from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_membership_report, is_unicast_to, kind_of
 from ubond._hash cimport xmit_hash
 from ubond._segment cimport HEADERS_MAX, cut_one, fp_cut, is_tunnel_gso, plan_cut
 from ubond._send cimport (
@@ -121,6 +121,8 @@ cdef void choose_slaves(fp_worker* w, int tap) noexcept nogil:
         asked = w.table.queue_slave[w.tap_queue[tap]] - 1
     for i in range(w.n_out):
         remember_source(w, w.out[i] + VNET_LEN + 6)
+        if is_membership_report(w.out[i] + VNET_LEN, w.out_length[i] - VNET_LEN):
+            tell_report(w)
         w.to[i] = choose(w, w.out[i], w.out_length[i], asked)
 
 
@@ -496,6 +498,13 @@ cdef inline void remember_source(fp_worker* w, const uint8_t* address) noexcept 
     store_u64(&w.seen_mac[(slot + i) % SEEN], mac)
 
 
+cdef void tell_report(fp_worker* w) noexcept nogil:
+    """Groups are joined or left: have control look, once until it does."""
+    if not load_int(&w.reported):
+        store_int(&w.reported, 1)
+        tell(w.shared, NEWS_REPORT, NOBODY, NOBODY, 0)
+
+
 # ── the worker's life ────────────────────────────────────────────────────────────────
 
 cdef void tell(fp_shared* s, uint8_t kind, uint8_t port, uint8_t other, uint8_t carrier) noexcept nogil:
@@ -714,7 +723,7 @@ COUNTERS = (
 )
 """A slave's counters, in the order of `fp_counters`."""
 
-CARRIER, DEAD_LINK, TAP_GONE = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE
+CARRIER, DEAD_LINK, TAP_GONE, REPORT = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE, NEWS_REPORT
 
 
 cdef class Engine:
@@ -986,6 +995,10 @@ cdef class Engine:
         pthread_mutex_unlock(&b.lock)
         return found
 
+    def expect_reports(self):
+        """Have the next membership report told again: whoever calls this looks at the lists now."""
+        store_int(&self.w.reported, 0)
+
     def diverted(self):
         """Take the diverted frames: (ns, port, kind, first bytes of the frame)."""
         cdef fp_worker* w = self.w
@@ -1094,6 +1107,11 @@ def frame_kind(bytes frame):
 def frame_is_igmp(bytes frame):
     """Whether balance-rr sends this frame on the active slave."""
     return bool(is_igmp(<const uint8_t*><const char*>frame, len(frame)))
+
+
+def frame_is_membership_report(bytes frame):
+    """Whether this frame, sent by the host, says that its groups have changed."""
+    return bool(is_membership_report(<const uint8_t*><const char*>frame, len(frame)))
 
 
 def frame_hash(bytes frame, int policy):

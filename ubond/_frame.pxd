@@ -35,6 +35,20 @@ cdef inline bint is_igmp(const uint8_t* frame, uint32_t length) noexcept nogil:
         at = 16
     return length >= at + 22 and be16(frame + at) == ETHERTYPE_IPV4 and frame[at + 11] == IPPROTO_IGMP_
 
+cdef inline bint is_membership_report(const uint8_t* frame, uint32_t length) noexcept nogil:
+    """Whether a host joins or leaves groups with this frame: IGMP, or MLD behind its hop-by-hop header."""
+    cdef uint32_t at = 12
+    if not frame[0] & 1:
+        return False
+    while length >= at + 6 and is_tag(be16(frame + at)):
+        at += 4
+    if length < at + 22:
+        return False
+    if be16(frame + at) == ETHERTYPE_IPV4:
+        return frame[at + 11] == IPPROTO_IGMP_
+    return be16(frame + at) == ETHERTYPE_IPV6 and frame[at + 8] == 0 and length >= at + 43 \
+        and frame[at + 42] == IPPROTO_ICMPV6_
+
 cdef inline int kind_of(const uint8_t* frame, uint32_t length) noexcept nogil:
     """KIND_* of an untagged or tagged frame, 0 for ordinary traffic."""
     cdef uint32_t at = 12

@@ -106,6 +106,7 @@ cdef enum:                          # kinds of news
     NEWS_CARRIER = 0                # the watch read a change
     NEWS_DEAD = 1                   # the worker found a link dead; `other` stands in (255: nobody)
     NEWS_TAP_GONE = 2
+    NEWS_REPORT = 3                 # a host behind the bond joins or leaves multicast groups
 
 cdef struct fp_news:
     int64_t at
@@ -164,6 +165,8 @@ cdef struct fp_worker:              # one thread
     int64_t checked                 # when the active slave was last asked about by reception
     uint32_t tx_burst               # frames taken at once: as many as there lately were
     int rx_burst                    # packets asked for at once, so that a batch stays in cache
+
+    int reported                    # NEWS_REPORT was told, and control has not looked since
 
     uint64_t no_slave               # frames for which there was nowhere to go
     uint64_t runt

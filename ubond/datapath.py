@@ -9,7 +9,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 
-from ubond._fastpath import CARRIER, DEAD_LINK, TAP_GONE, Engine
+from ubond._fastpath import CARRIER, DEAD_LINK, REPORT, TAP_GONE, Engine
 from ubond.bond.table import TxTable
 
 
@@ -38,7 +38,15 @@ class TapGone:
     at: int
 
 
-News = CarrierRead | DeadLink | TapGone
+@dataclass(frozen=True, slots=True)
+class GroupsReported:
+    """The host, or somebody behind it, has joined or left multicast groups; told once until
+    `Datapath.expect_reports`."""
+
+    at: int
+
+
+News = CarrierRead | DeadLink | TapGone | GroupsReported
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +226,8 @@ class Datapath:
         for kind, at, port, other, carrier in self._engine.news():
             if kind == TAP_GONE:
                 found.append(TapGone(at))
+            elif kind == REPORT:
+                found.append(GroupsReported(at))
             elif port not in names:
                 continue  # of a slave released since
             elif kind == CARRIER:
@@ -225,6 +235,10 @@ class Datapath:
             elif kind == DEAD_LINK:
                 found.append(DeadLink(names[port], None if other is None else names.get(other), at))
         return found
+
+    def expect_reports(self) -> None:
+        """Tell the next membership report again; call it before the lists are read."""
+        self._engine.expect_reports()
 
     def diverted(self) -> list[tuple[int, str, bytes]]:
         """Frames diverted since the last call: (ns, slave, first bytes)."""

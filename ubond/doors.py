@@ -5,11 +5,13 @@ Every `Action` has its branch in `Doors.perform`; every failure leaves as `DoorE
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv6Address
 from typing import Any
 
 from ubond.bond.document import freeze, thaw
@@ -40,8 +42,10 @@ from ubond.bond.events import (
     SlaveFacts,
     TakeAddresses,
 )
+from ubond.bond.reception import Reception, needed
 from ubond.bond.table import TxTable
 from ubond.datapath import Datapath
+from ubond.filters import read_lists
 from ubond.gates import GATE_MARK, closes_egress
 from ubond.journal import Journal
 from ubond.netlink import Netlink
@@ -134,7 +138,6 @@ class Memory:
     facts: dict[str, SlaveFacts] = field(default_factory=dict)
     ports: dict[str, Any] = field(default_factory=dict)
     offload: int = 0
-    promiscuous: bool = False
 
 
 class Doors(SlaveDoors):
@@ -151,7 +154,9 @@ class Doors(SlaveDoors):
         self.ports: dict[str, Port] = {}
         self._facts: dict[str, SlaveFacts] = {}
         self._bypass = bypass
-        self._promiscuous = False
+        self._filtering = asyncio.Lock()
+        self.ns_targets: tuple[IPv6Address, ...] = ()
+        """Whose solicitations slaves must hear, whoever of them asks."""
         self.offload = 0
         self.bond_is_there = True
         """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
@@ -159,11 +164,11 @@ class Doors(SlaveDoors):
     def memory(self) -> Memory:
         """What other doors have to know to go on with these slaves."""
         ports = {slave: freeze(port) for slave, port in self.ports.items()}
-        return Memory(self.index, dict(self.gates), dict(self._facts), ports, self.offload, self._promiscuous)
+        return Memory(self.index, dict(self.gates), dict(self._facts), ports, self.offload)
 
     def recall(self, memory: Memory, sockets: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
         """Go on with what other doors knew, for the slaves whose sockets (raw, plain) are here."""
-        self.offload, self._promiscuous = memory.offload, memory.promiscuous
+        self.offload = memory.offload
         for slave, (raw, plain) in sockets.items():
             port = self.ports[slave] = thaw(Port, memory.ports[slave], raw=raw, plain=plain)
             self._facts[slave] = memory.facts[slave]
@@ -228,7 +233,8 @@ class Doors(SlaveDoors):
         port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass)
         try:
             self._facts[slave] = facts
-            port.set_promiscuous(self._receives_all(facts))
+            for wanted in (await self._receptions([facts])).values():
+                await asyncio.to_thread(port.let_in, wanted)
             await self._follow_offloads()
             self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
         except BaseException:
@@ -241,7 +247,8 @@ class Doors(SlaveDoors):
         if slave not in self.ports:
             return
         await self.datapath.remove(slave)
-        self.ports.pop(slave).close()
+        async with self._filtering:
+            self.ports.pop(slave).close()
         self._facts.pop(slave, None)
         await self._follow_offloads()
 
@@ -286,23 +293,36 @@ class Doors(SlaveDoors):
             self.ports[new].name = new
             self.datapath.rename(old, new)
 
-    def set_promiscuous(self, on: bool, complain: Callable[[DoorError], None]) -> None:
-        """Let slaves receive frames to any MAC while something on the bond wants them (see _receives_all)."""
-        self._promiscuous = on
-        for slave, port in self.ports.items():
-            try:
-                port.set_promiscuous(self._receives_all(self._facts[slave]))
-            except DoorError as error:
-                complain(error)
+    async def filters_followed(self) -> None:
+        """Return when nothing of `follow_filters` is under way."""
+        async with self._filtering:
+            pass
 
-    def _receives_all(self, facts: SlaveFacts) -> bool:
-        """Whether a slave must take what its NIC would drop.
+    async def follow_filters(self) -> list[tuple[str, str]]:
+        """Have slaves let in what the bond's device is asked to; return (slave, line) of what to tell."""
+        told = []
+        async with self._filtering:
+            for slave, wanted in (await self._receptions(self._facts.values())).items():
+                if (port := self.ports.get(slave)) is None:
+                    continue
+                try:
+                    line = await asyncio.to_thread(port.let_in, wanted)
+                except DoorError as error:
+                    line = str(error)
+                if line is not None:
+                    told.append((port.name, line))
+        return told
 
-        That is frames to any MAC, and tagged ones: a NIC with a filter for VLANs knows none of those
-        on the bond.  Enslaving switches the filter off; where it is fixed on, being promiscuous does.
-        """
-        filters = facts.features.get("rx-vlan-filter", False) and "rx-vlan-filter" in facts.fixed
-        return self._promiscuous or (filters and self._has_vlans())
+    async def _receptions(self, slaves: Iterable[SlaveFacts]) -> dict[str, Reception]:
+        """What each of these slaves must let in now."""
+        if not self.bond_is_there:
+            return {}
+        bond, slaves = await asyncio.to_thread(read_lists, self.index, self.tap.name), tuple(slaves)
+        vlans, targets = self._has_vlans(), self.ns_targets
+        return {
+            facts.name: needed(bond, filters_vlans=_filters_vlans(facts), vlans=vlans, ns_targets=targets)
+            for facts in slaves
+        }
 
     def _has_vlans(self) -> bool:
         """Whether a VLAN device stands on the bond."""
@@ -317,6 +337,7 @@ class Doors(SlaveDoors):
     def shortcomings(self) -> list[str]:
         """What could not be had here, each said once."""
         said = [text for port in self.ports.values() for text in port.shortcomings]
+        said += [f"{slave}: {port.overfull}" for slave, port in self.ports.items() if port.overfull]
         said += [
             f"the gate of {slave} leaves egress open: its own stack may still send ({gate})"
             for slave, gate in self.gates.items()
@@ -329,6 +350,11 @@ class Doors(SlaveDoors):
         for port in self.ports.values():
             port.close()
         self.ports.clear()
+
+
+def _filters_vlans(facts: SlaveFacts) -> bool:
+    """Whether a slave's NIC drops tags that nobody registered.  Enslaving switches that off where it can."""
+    return facts.features.get("rx-vlan-filter", False) and "rx-vlan-filter" in facts.fixed
 
 
 def _sendable(facts: SlaveFacts) -> tuple[dict[str, bool], int, int]:

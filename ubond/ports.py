@@ -6,6 +6,7 @@ nothing from us.  Sources: linux/if_tun.h, packet(7), Documentation/networking/t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -18,6 +19,7 @@ import pytun
 
 from ubond.bond.document import GIVEN
 from ubond.bond.events import DoorError, SlaveFacts
+from ubond.bond.reception import Reception
 
 # linux/if_tun.h
 _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x1000, 0x4000, 0x0100, 0x8000
@@ -28,7 +30,7 @@ TUN_CSUM, TUN_TSO4, TUN_TSO6, TUN_TSO_ECN, TUN_USO4, TUN_USO6 = 0x01, 0x02, 0x04
 _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR = 1, 2, 8, 15
 _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 20, 23
-_PACKET_MR_PROMISC, _PACKET_MR_ALLMULTI = 1, 2
+_PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_ALLMULTI, _PACKET_MR_UNICAST = 0, 1, 2, 3
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MARK = 32, 33, 36
 _ETH_P_ALL = 0x0003
 
@@ -122,6 +124,9 @@ class Port:
 
     `raw` receives everything and sends past the qdisc, so that a dead link is told at
     once; `plain` sends the ordinary way.  `shortcomings`: what could not be had, for `status`.
+    `holds`: the memberships of `raw`, through which the NIC lets frames in: they go with the
+    socket, so there is nothing to restore.  `asked`: what it was to let in when that was followed
+    last, `overfull`: why `holds` is something else.
     """
 
     name: str
@@ -129,20 +134,47 @@ class Port:
     raw: socket.socket = field(metadata=GIVEN)
     plain: socket.socket = field(metadata=GIVEN)
     shortcomings: list[str] = field(default_factory=list)
-    promiscuous: bool = False
+    holds: Reception = field(default_factory=Reception)
+    asked: Reception | None = None
+    overfull: str = ""
 
-    def set_promiscuous(self, on: bool) -> None:
-        """Receive frames to any MAC.  The membership goes with the socket: nothing to restore."""
-        if on == self.promiscuous:
-            return      # the kernel would count it twice
-        request = struct.pack("iHH8s", self.index, _PACKET_MR_PROMISC, 0, b"")
-        option = _PACKET_ADD_MEMBERSHIP if on else _PACKET_DROP_MEMBERSHIP
+    def let_in(self, wanted: Reception) -> str | None:
+        """Let in what is wanted and no more; return what to tell the operator, if anything.
+
+        What is new comes first, so nothing that both want is missed meanwhile.  Groups for which the
+        kernel has no room make the slave take all groups, and further MACs make it promiscuous.  DoorError
+        if it takes not even that.  Waits for the kernel's RTNL lock: not for the loop's thread.
+        """
+        if wanted == self.asked:
+            return None
+        before, asked, self.overfull = self.overfull, wanted, ""
         try:
-            self.raw.setsockopt(_SOL_PACKET, option, request)
+            self._join(wanted)
         except OSError as error:
-            if on:      # dropping what the kernel has dropped already is no failure
-                raise DoorError("PACKET_ADD_MEMBERSHIP", error.errno or errno.EIO, self.name) from None
-        self.promiscuous = on
+            wanted = Reception(bool(wanted.unicast) or wanted.promiscuous, all_multicast=True)
+            self.overfull = f"no room for more addresses ({error.strerror}): takes all groups instead"
+            try:
+                self._join(wanted)
+            except OSError as second:
+                raise DoorError("PACKET_ADD_MEMBERSHIP", second.errno or errno.EIO, self.name) from None
+        for kind, address in sorted(_memberships(self.holds) - _memberships(wanted)):
+            with contextlib.suppress(OSError):      # gone with its interface
+                self._member(_PACKET_DROP_MEMBERSHIP, kind, address)
+        self.holds, self.asked = wanted, asked
+        return self.overfull if self.overfull != before else None
+
+    def _join(self, wanted: Reception) -> None:
+        new = sorted(_memberships(wanted) - _memberships(self.holds))
+        for done, (kind, address) in enumerate(new):
+            try:
+                self._member(_PACKET_ADD_MEMBERSHIP, kind, address)
+            except OSError:
+                for kind, address in new[:done]:
+                    self._member(_PACKET_DROP_MEMBERSHIP, kind, address)
+                raise
+
+    def _member(self, option: int, kind: int, address: bytes) -> None:
+        self.raw.setsockopt(_SOL_PACKET, option, struct.pack("iHH8s", self.index, kind, len(address), address))
 
     @property
     def is_bound(self) -> bool:
@@ -162,7 +194,10 @@ class Port:
 
 
 def open_port(name: str, index: int, *, mark: int, bypass: bool = True) -> Port:
-    """Open a slave's sockets and begin to receive.  `mark`: what the egress gate lets pass (SO_MARK)."""
+    """Open a slave's sockets and begin to receive what its NIC lets in (`Port.let_in`).
+
+    `mark`: what the egress gate lets pass (SO_MARK).
+    """
     call = "socket(AF_PACKET)"
     raw = plain = None
     try:
@@ -184,9 +219,6 @@ def open_port(name: str, index: int, *, mark: int, bypass: bool = True) -> Port:
             call = "PACKET_QDISC_BYPASS"
             raw.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         _set_buffer(port, raw, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER, "net.core.rmem_max")
-        call = "PACKET_ADD_MEMBERSHIP"
-        raw.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP,
-                       struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b""))
         call = "bind"
         plain.bind((name, 0))
         raw.bind((name, _ETH_P_ALL))
@@ -209,6 +241,17 @@ def _set_buffer(port: Port, sock: socket.socket, force: int, ask: int, size: int
             said = f"buffer of {got >> 10} KiB instead of {size >> 10} KiB: raise {sysctl}"
             if said not in port.shortcomings:
                 port.shortcomings.append(said)
+
+
+def _memberships(reception: Reception) -> set[tuple[int, bytes]]:
+    """A reception as (PACKET_MR_*, address)."""
+    found = {(_PACKET_MR_MULTICAST, group) for group in reception.groups}
+    found |= {(_PACKET_MR_UNICAST, mac) for mac in reception.unicast}
+    if reception.promiscuous:
+        found.add((_PACKET_MR_PROMISC, b""))
+    if reception.all_multicast:
+        found.add((_PACKET_MR_ALLMULTI, b""))
+    return found
 
 
 def open_probe() -> socket.socket:

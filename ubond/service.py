@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
 
 from ubond import control
 from ubond.bond import core
@@ -48,7 +49,7 @@ from ubond.bond.events import (
 )
 from ubond.bond.options import Refused
 from ubond.bond.snapshot import BondSnapshot
-from ubond.datapath import CarrierRead, DeadLink, TapGone
+from ubond.datapath import CarrierRead, DeadLink, GroupsReported, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
 from ubond.netlink import (
@@ -66,11 +67,12 @@ MS = 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
-IFF_PROMISC = 0x100
 #: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.
 LOOK_EVERY = 5.0
 #: Seconds from a message to the look that it leads to, so that many make one; longer in a fight.
 LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
+#: Of the time, at most this share goes into following address lists, however many groups come and go.
+FILTER_SHARE = 0.1
 DROPS = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown",
          "tx_too_long", "tx_too_long_tagged")  # fmt: skip
 
@@ -122,16 +124,19 @@ class Service:
         self._under_way: list[_Transaction] = []
         self._timer: asyncio.TimerHandle | None = None
         self._uppers_timer: asyncio.TimerHandle | None = None
+        self._filter_timer: asyncio.TimerHandle | None = None
+        self._filters_after = 0.0
         self.on_rename: Callable[[str], bool] = lambda name: False
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._queued = 0
-        self._ending = self._left = False
+        self._ending = self._left = self._standing = False
         self._performer = self._loop.create_task(self._perform_queue())
         self._end_netlink = doors.netlink.subscribe(self._netlink_news)
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
         self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
         self._follow_miimon()
+        self._follow_ns_targets()
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── one process after the other ──────────────────────────────────────────────────
@@ -143,8 +148,10 @@ class Service:
         until the caller waits for anything; `go_on` ends it.
         """
         await self._queue.join()
+        await self.doors.filters_followed()
         if self._under_way or self._ending or self.gone.is_set():
             return False
+        self._standing = True
         self.doors.datapath.pause()
         self._datapath_news()  # may lead to a table, which the worker that stands has not seen
         if self.doors.datapath.settled and not self._under_way:
@@ -154,7 +161,9 @@ class Service:
 
     def go_on(self) -> None:
         """Frames flow again after `stand_still`."""
+        self._standing = False
         self.doors.datapath.resume()
+        self._filters_soon()
 
     def memory(self) -> Memory:
         """What another process has to know of the past."""
@@ -244,6 +253,13 @@ class Service:
         options = self.bond.snapshot().options
         self.doors.datapath.set_interval(int(options["miimon"]) * MS, by_mii=not options["use_carrier"])
 
+    def _follow_ns_targets(self) -> None:
+        text = str(self.bond.snapshot().options["ns_ip6_target"])
+        targets = tuple(IPv6Address(target) for target in text.replace(",", " ").split())
+        if targets != self.doors.ns_targets:
+            self.doors.ns_targets = targets
+            self._filters_soon()
+
     def _wake(self) -> None:
         # The loop's clock is coarser than ours: never be early, the grid would be missed.
         deadline = self.bond.deadline()
@@ -263,6 +279,8 @@ class Service:
                         self._dead(slave, stand_in)
                 case TapGone():
                     self._bond_gone("deleted")
+                case GroupsReported():
+                    self._filters_soon()
 
     def _carrier(self, slave: str, carrier: bool) -> None:
         if carrier:
@@ -338,6 +356,7 @@ class Service:
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
         for name in (*self._indices, *self.bond.snapshot().awaited):
             self._look_soon(name)
+        self._filters_soon()
         link, seen = self.doors.netlink.link(self.index), self.bond.snapshot()
         if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
             self._bond_changed(link)
@@ -453,11 +472,34 @@ class Service:
             self._uppers_timer = None
         netlink = self.doors.netlink
         self.feed(UppersChanged(netlink.uppers(self.index)))
-        link = netlink.link(self.index)
-        if link is not None:
-            others = any(other.lower == self.index and other.kind != "vlan" for other in netlink.links)
-            wants_all = bool(link.master) or bool(link.flags & IFF_PROMISC) or others
-            self.doors.set_promiscuous(wants_all, lambda error: self._tell(Log(Level.WARNING, str(error))))
+        self._filters_soon()
+
+    # ── what slaves let in ───────────────────────────────────────────────────────────
+
+    def _filters_soon(self) -> None:
+        """Have slaves let in what the bond's device lets in: at once, but for no more than FILTER_SHARE of the time."""
+        if self._filter_timer is None and not self._ending:
+            delay = max(0.0, self._filters_after - self._loop.time())
+            self._filter_timer = self._loop.call_later(delay, self._begin_filters)
+
+    def _begin_filters(self) -> None:
+        self._filter_timer = None       # what changes from now on needs another look
+        if not self._standing:          # else the sockets are about to be another process's
+            self._loop.create_task(self._follow_filters())
+
+    async def _follow_filters(self) -> None:
+        began = self._loop.time()
+        self.doors.datapath.expect_reports()
+        try:
+            told = await self.doors.follow_filters()
+        except DoorError as error:
+            log.debug("%s: its address lists could not be read: %s", self.name, error)
+            return
+        finally:
+            self._filters_after = self._loop.time() + (self._loop.time() - began) / FILTER_SHARE
+        for slave, line in told:
+            if self._has(slave) and not self._ending:
+                self._tell(Log(Level.WARNING, line, slave))
 
     def _has(self, slave: str) -> bool:
         return slave in self._indices
@@ -591,6 +633,7 @@ class Service:
         """Write an option."""
         await self.feed(OptionWritten(name, text, slave))
         self._follow_miimon()
+        self._follow_ns_targets()
 
     async def set_mtu(self, mtu: int) -> None:
         """The bond's device has this MTU now; slaves follow."""
@@ -630,7 +673,7 @@ class Service:
         self._performer.cancel()
         self._end_netlink()
         self._loop.remove_reader(self.doors.datapath.news_fd)
-        for timer in (self._timer, self._uppers_timer, self._round, *self._looks.values()):
+        for timer in (self._timer, self._uppers_timer, self._filter_timer, self._round, *self._looks.values()):
             if timer is not None:
                 timer.cancel()
 

@@ -19,6 +19,7 @@ from tests.fastpath.bed import BOND, PEER, VNET, frame, number
 from ubond import _fastpath
 from ubond.bond import modes
 from ubond.bond.table import Divert, Spread, TableSlave, TxTable
+from ubond.datapath import GroupsReported
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -278,6 +279,46 @@ def test_igmp_behind_a_tag(tag, protocol, cut):
     body[9] = protocol
     data = (PEER + BOND + tag + b"\x08\x00" + bytes(body))[: 14 + cut]
     assert _fastpath.frame_is_igmp(data) == modes.is_igmp(data)
+
+
+def report_twin(data: bytes) -> bool:
+    at = 12
+    while int.from_bytes(data[at : at + 2], "big") in (0x8100, 0x88A8) and len(data) >= at + 6:
+        at += 4
+    if len(data) < at + 22 or not data[0] & 1:
+        return False
+    body = data[at + 2 :]
+    if data[at : at + 2] == b"\x08\x00":
+        return body[9] == 2
+    return data[at : at + 2] == b"\x86\xdd" and len(body) > 40 and (body[6], body[40]) == (0, 58)
+
+
+@given(st.lists(st.sampled_from([0x8100, 0x88A8]), max_size=2), st.sampled_from([0x0800, 0x86DD, 0x0806]),
+       st.sampled_from([0, 2, 6, 58]), st.sampled_from([0, 58]), st.booleans(), st.integers(0, 60))
+def test_membership_reports_are_seen_behind_tags(tags, ethertype, protocol, extension, group, cut):
+    destination = bytes([0x33 if group else 0x32]) + PEER[1:]
+    data = destination + BOND + b"".join(struct.pack("!HH", t, 5) for t in tags) + struct.pack("!H", ethertype)
+    body = bytearray(60)
+    body[6] = body[9] = protocol
+    body[40] = extension
+    data = (data + body)[: 14 + cut]
+    assert _fastpath.frame_is_membership_report(bytes(data)) == report_twin(bytes(data))
+
+
+def test_a_membership_report_is_told_once_until_control_looks(bed):
+    b = bed(2)
+    report = bytes.fromhex("01005e000016") + BOND + b"\x08\x00" + bytes(9) + b"\x02" + bytes(50)
+
+    def send():
+        b.send(report)
+        b.wires[0].recv(70000)
+
+    send()
+    send()
+    assert [type(each) for each in b.datapath.news()] == [GroupsReported]
+    b.datapath.expect_reports()
+    send()
+    assert [type(each) for each in b.datapath.news()] == [GroupsReported]
 
 
 # ── VLAN tags ────────────────────────────────────────────────────────────────────────
