@@ -451,10 +451,13 @@ async def _build(service: Service, spec: BondSpec) -> None:
         await service.set_mtu(spec.mtu)
     await doors.netlink.set_up(name, True)
     await service.feed(BondOpened())
+    had_link = []
     for slave in spec.slaves:
-        await service.enslave(slave.name, spec.take_addresses)
+        if await service.enslave(slave.name, spec.take_addresses):
+            had_link.append(slave.name)
         for option, text in slave.options.items():
             await service.write(option, text, slave.name)
+    await service.wait_for_links(had_link)
     for option in spec.options:
         if find(option).name in _AFTER_SLAVES:
             await service.write(option, spec.options[option])

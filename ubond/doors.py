@@ -16,6 +16,7 @@ from typing import Any
 
 from ubond.bond.document import freeze, thaw
 from ubond.bond.events import (
+    VANISHED,
     Action,
     AnnounceSeen,
     ClearSlaveMaster,
@@ -71,7 +72,7 @@ class SlaveDoors:
         netlink = self.netlink
         match action:
             case SetSlaveMac(slave, mac):
-                await netlink.set_mac(slave, mac)
+                await self._set_mac(slave, mac)
             case SetSlaveMtu(slave, mtu):
                 await netlink.set_mtu(slave, mtu)
             case SetSlaveUp(slave, up):
@@ -103,6 +104,15 @@ class SlaveDoors:
                 self.journal.forget(slave)
             case _:
                 raise AssertionError(f"no door for {action}")
+
+    async def _set_mac(self, slave: str, mac: MacAddr) -> None:
+        try:
+            await self.netlink.set_mac(slave, mac)
+        except DoorError as error:
+            if error.errno in VANISHED:
+                raise
+            why = f"{error.detail} (its driver refuses another MAC; with fail_over_mac=active slaves keep their own)"
+            raise DoorError(error.call, error.errno, slave, why) from None
 
     async def _set_feature(self, slave: str, feature: str, on: bool) -> None:
         """Switch a feature where the driver lets us: a bond works without, so it is only said."""

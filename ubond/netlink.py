@@ -200,6 +200,14 @@ class Netlink:
             await self.set_up(name, True)
         return True
 
+    async def sets_mac(self, name: str, mac: MacAddr) -> bool:
+        """Whether the driver of an interface sets MACs at all, tried with the MAC that it has."""
+        try:
+            await self._set(name, "address", ADDRESS=str(mac))
+        except DoorError as error:
+            return error.errno != errno.EOPNOTSUPP
+        return True
+
     async def set_mtu(self, name: str, mtu: int) -> None:
         await self._set(name, "mtu", MTU=mtu)
 

@@ -18,6 +18,7 @@ from ipaddress import IPv6Address
 
 from ubond import control
 from ubond.bond import core
+from ubond.bond.enslave import ARPHRD_ETHER
 from ubond.bond.events import (
     Action,
     ActionFailed,
@@ -48,7 +49,7 @@ from ubond.bond.events import (
     Woken,
 )
 from ubond.bond.options import Refused
-from ubond.bond.snapshot import BondSnapshot
+from ubond.bond.snapshot import BondSnapshot, LinkState
 from ubond.datapath import CarrierRead, DeadLink, GroupsReported, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
@@ -73,6 +74,10 @@ LOOK_EVERY = 5.0
 LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
 #: Of the time, at most this share goes into following address lists, however many groups come and go.
 FILTER_SHARE = 0.1
+#: Seconds in which the link of a new slave returns whose driver resets it for another MTU or MAC (e1000: two).
+LINK_PATIENCE = 5.0
+#: A link that was gone for longer than this, in seconds, is worth a line.
+LINK_PAUSE = 0.2
 DROPS = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown",
          "tx_too_long", "tx_too_long_tagged")  # fmt: skip
 
@@ -618,10 +623,34 @@ class Service:
     def snapshot(self) -> BondSnapshot:
         return self.bond.snapshot()
 
-    async def enslave(self, slave: str, take_addresses: bool = False) -> None:
-        """Enslave an interface; Refused or DoorError if that fails, and nothing is left behind."""
-        facts = await self.doors.netlink.facts(slave)
+    async def enslave(self, slave: str, take_addresses: bool = False) -> bool:
+        """Enslave an interface; return whether it had a link before.
+
+        Refused or DoorError if that fails, and nothing is left behind.
+        """
+        netlink = self.doors.netlink
+        facts = await netlink.facts(slave)
+        # Setting the MAC that it has tells whether one can be set; a name that is taken already is not touched.
+        if not self._has(slave) and facts.link_type == ARPHRD_ETHER and not facts.master and not facts.is_master:
+            facts = replace(facts, mac_fixed=not await netlink.sets_mac(slave, facts.mac))
         await self.feed(EnslaveRequested(facts, take_addresses))
+        return facts.carrier
+
+    async def wait_for_links(self, slaves: Sequence[str]) -> None:
+        """Return when these new slaves have the link again that they had before, so that frames can flow."""
+        began, waited = self._loop.time(), 0.0
+        late: set[str] = set()
+        while (away := self._without_link(slaves)) and waited < LINK_PATIENCE:
+            late |= away
+            await asyncio.sleep(0.02)
+            waited = self._loop.time() - began
+        for slave in sorted(late if waited > LINK_PAUSE else away):
+            end = "it has not returned yet" if slave in away else f"waited {waited:.1f} s for it"
+            self._tell(Log(Level.WARNING, f"its driver has reset the link for another MTU or MAC: {end}", slave))
+
+    def _without_link(self, slaves: Sequence[str]) -> set[str]:
+        down = (LinkState.DOWN, LinkState.FAIL)
+        return {each.name for each in self.bond.snapshot().slaves if each.name in slaves and each.link in down}
 
     async def release(self, slave: str) -> None:
         """Release a slave and give it back what it had."""

@@ -16,6 +16,7 @@ from ubond.bond import Refused, give_back, read_mark
 from ubond.bond import events as ev
 from ubond.bond.enslave import is_same_interface, plan, steps, write_mark
 from ubond.bond.events import Action, Held, SlaveFacts
+from ubond.bond.options import FailOverMac
 
 Refusal = tuple[dict[str, Any], int, str]
 
@@ -216,3 +217,44 @@ def test_a_renamed_interface_is_mended_under_its_new_name() -> None:
     actions = give_back(held, replace(rig.world.nics["a"].facts, name="z"))
     assert ev.SetSlaveMac("z", mac(1)) in actions
     assert actions[-2:] == [ev.OpenGates("z"), ev.Forget("a")]
+
+
+# ── NICs whose MAC stays what it is ──────────────────────────────────────────────────
+
+FIXED = "Slave device does not support setting the MAC address, but fail_over_mac is not set to active"
+
+
+def test_a_first_slave_whose_mac_is_fixed_makes_fail_over_mac_active() -> None:
+    rig = Rig(nic("a", 1, mac_fixed=True), nic("b", 2, mac_fixed=True))
+    rig.enslave("a")
+    rig.enslave("b")
+    snapshot = rig.bond.snapshot()
+    assert snapshot.options["fail_over_mac"] == FailOverMac.ACTIVE
+    assert [slave.mac for slave in snapshot.slaves] == [mac(1), mac(2)]
+    assert snapshot.mac == mac(1)
+    warned = [log.text for log in rig.world.logs if log.level is ev.Level.WARNING]
+    assert warned[:2] == [
+        "The slave device specified does not support setting the MAC address",
+        "Setting fail_over_mac to active for active-backup mode",
+    ]
+
+
+@pytest.mark.parametrize("policy", ["none", "follow"])
+def test_a_later_slave_whose_mac_is_fixed_is_refused(policy: str) -> None:
+    rig = Rig(nic("a", 1), nic("b", 2, mac_fixed=True))
+    rig.set(fail_over_mac=policy)
+    rig.enslave("a")
+    with pytest.raises(Refused, match=FIXED) as refused:
+        rig.enslave("b")
+    assert refused.value.errno == errno.EOPNOTSUPP
+    rig.set(fail_over_mac="active")
+    rig.enslave("b")
+    assert len(rig.bond.snapshot().slaves) == 2
+
+
+def test_in_other_modes_a_fixed_mac_is_refused_at_once() -> None:
+    rig = Rig(nic("a", 1, mac_fixed=True))
+    rig.set(mode="balance-rr")
+    with pytest.raises(Refused, match=FIXED):
+        rig.enslave("a")
+    assert rig.bond.snapshot().mac == BOND_MAC

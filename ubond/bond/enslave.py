@@ -125,6 +125,12 @@ def check(facts: SlaveFacts, bond: str, *, is_slave: bool, take_addresses: bool,
         raise refuse(E.EBUSY, f"Device has addresses: {has}; remove them or use --take-addresses")
 
 
+def refuse_fixed_mac(name: str) -> Refused:
+    """The driver's refusal of an interface whose MAC stays what it is."""
+    text = "Slave device does not support setting the MAC address, but fail_over_mac is not set to active"
+    return Refused(E.EOPNOTSUPP, [f"(slave {name}): Error: {text}"], text)
+
+
 # ── taking it ────────────────────────────────────────────────────────────────────────
 
 

@@ -48,7 +48,8 @@ class SlaveFacts:
     `link_type`: ARPHRD_ number (1: Ethernet); `carrier`: running with carrier;
     `features`: ethtool's feature names -> on, and `fixed` those that cannot be changed;
     `addr_gen_mode`: IFLA_INET6_ADDR_GEN_MODE, None without IPv6; `addresses`: CIDR texts,
-    link-local IPv6 left out; `netns`: cookie of the namespace; `permanent`: IFLA_PERM_ADDRESS.
+    link-local IPv6 left out; `netns`: cookie of the namespace; `permanent`: IFLA_PERM_ADDRESS;
+    `mac_fixed`: its driver is known to set no MAC.
     """
 
     name: str
@@ -75,6 +76,7 @@ class SlaveFacts:
     gso_max_size: int = 65536
     gso_max_segs: int = 65535
     netns: int = 0
+    mac_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

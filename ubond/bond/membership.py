@@ -18,7 +18,7 @@ from ubond.bond.events import (
     SetSlaveAlias,
     SlaveFacts,
 )
-from ubond.bond.options import FailOverMac
+from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.slave import Link, Slave
 from ubond.bond.snapshot import LinkState
 from ubond.bond.state import Awaited, MacKind, State
@@ -44,13 +44,7 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
     Raises Refused, and then nothing has changed.
     """
     facts = event.facts
-    enslave.check(
-        facts,
-        state.name,
-        is_slave=any(slave.index == facts.index for slave in state.slaves),
-        take_addresses=event.take_addresses,
-        strict=state.strict,
-    )
+    _check(state, event, out if not others else None)
     gives_mac = not others and state.mac_kind is MacKind.RANDOM
     mac_before = state.mac if gives_mac else None
     if gives_mac:
@@ -74,6 +68,25 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
         steps = (steps[0], Step(SetBondMac(state.mac)), *steps[1:])
     out.steps.extend(step.do for step in steps)
     return Taking(held, steps, mac_before)
+
+
+def _check(state: State, event: EnslaveRequested, first: Transaction | None) -> None:
+    """Refuse what cannot be a slave; `first`: where the first slave may still choose fail_over_mac."""
+    facts = event.facts
+    enslave.check(
+        facts,
+        state.name,
+        is_slave=any(slave.index == facts.index for slave in state.slaves),
+        take_addresses=event.take_addresses,
+        strict=state.strict,
+    )
+    if not facts.mac_fixed or modes.mac_policy(state) is FailOverMac.ACTIVE:
+        return
+    if first is None or state.settings.mode is not Mode.ACTIVE_BACKUP:
+        raise enslave.refuse_fixed_mac(facts.name)
+    first.log(Level.WARNING, "The slave device specified does not support setting the MAC address", facts.name)
+    first.log(Level.WARNING, "Setting fail_over_mac to active for active-backup mode", facts.name)
+    state.settings.store("fail_over_mac", FailOverMac.ACTIVE)
 
 
 def _as_before(held: Held, facts: SlaveFacts, before: Held) -> Held:
