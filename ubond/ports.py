@@ -161,7 +161,7 @@ class Port:
             with contextlib.suppress(OSError):      # gone with its interface
                 self._member(_PACKET_DROP_MEMBERSHIP, kind, address)
         self.holds, self.asked = wanted, asked
-        return self.overfull if self.overfull != before else None
+        return self.overfull if self.overfull not in ("", before) else None
 
     def _join(self, wanted: Reception) -> None:
         new = sorted(_memberships(wanted) - _memberships(self.holds))

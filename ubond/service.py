@@ -141,7 +141,6 @@ class Service:
         self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
         self._follow_miimon()
-        self._follow_ns_targets()
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── one process after the other ──────────────────────────────────────────────────
@@ -203,6 +202,7 @@ class Service:
                 self._slave_renamed(slave.name, link.name, slave.index)
             self.doors.datapath.look(link.name)
             self._look_soon(link.name)
+        self._follow_ns_targets()
         self._refresh_uppers()
         self._loop.call_later(1.1, self._settle_history)
         self.feed(Woken())
@@ -559,6 +559,7 @@ class Service:
         transaction.actions.extend(self.bond.handle(event, time.monotonic_ns()))
         if isinstance(event, Enslaved):
             self.doors.datapath.read_again(event.facts.name)
+            self._filters_soon()    # the lists may have changed while it was on its way
         self._rearm()
 
     def _failed(self, transaction: _Transaction, action: Action, error: DoorError) -> None:
