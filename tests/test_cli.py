@@ -106,7 +106,7 @@ USAGE_ERRORS = {
     "negative": (["up", "bond0", "eth1", "-o", "updelay=-1"], "invalid value (-1)"),
     "unknown mode": (["up", "bond0", "eth1", "--mode", "lacp"], "invalid value (lacp)"),
     "mode to come": (["up", "bond0", "eth1", "--mode", "802.3ad"], "not part of this version"),
-    "monitor to come": (["up", "bond0", "eth1", "--arp-interval", "100"], "not part of this version"),
+    "unknown probe": (["up", "bond0", "eth1", "--probe", "peer"], "invalid value (peer)"),
     "not in the mode": (
         ["up", "bond0", "eth1", "--primary", "eth1", "--mode", "balance-rr"],
         "mode dependency failed, not supported in mode balance-rr(0)",

@@ -16,7 +16,7 @@ PURE = {
 }  # fmt: skip
 #: Who may import what is not in the standard library.
 THIRD_PARTY = {
-    "pyroute2": {"addresses", "gate_bridge", "gate_clsact", "netlink", "rtnl"},
+    "pyroute2": {"addresses", "gate_bridge", "gate_clsact", "netlink", "routes", "rtnl"},
     "pytun": {"ports"},
     "uvloop": {"daemon"},
 }
@@ -37,7 +37,8 @@ LIGHT = {
 }
 
 VOCABULARY = frozenset(
-    {"wire", "bond.events", "bond.options", "bond.reception", "bond.snapshot", "bond.spec", "bond.table"}
+    {"wire", "bond.events", "bond.evidence", "bond.options", "bond.reception"}
+    | {"bond.snapshot", "bond.spec", "bond.table"}
 )
 LOW = frozenset({"bond.events", "wire"})
 #: Room -> what of ours it may import.  `bond` and `config` stand for all of their modules.
@@ -47,7 +48,7 @@ MAY: dict[str, frozenset[str]] = {
     **dict.fromkeys(VOCABULARY - {"wire"}, VOCABULARY),
     "bond": frozenset({"bond", "wire"}),
     # engine room
-    "datapath": frozenset({"_fastpath", "bond.table"}),
+    "datapath": frozenset({"_fastpath", "bond.evidence", "bond.table"}),
     # doors
     "paths": frozenset(),
     "sandbox": frozenset(),
@@ -59,6 +60,7 @@ MAY: dict[str, frozenset[str]] = {
     "steering": LOW,
     "uppers": LOW,
     "addresses": LOW | {"rtnl"},
+    "routes": LOW | {"rtnl"},
     "gate_clsact": LOW | {"rtnl"},
     "gate_nft": LOW | {"gate_clsact", "rtnl"},
     "gate_bridge": LOW | {"rtnl"},
@@ -76,8 +78,9 @@ MAY: dict[str, frozenset[str]] = {
     "control": VOCABULARY | {"client", "messages", "status"},
     # hall
     "managers": frozenset(),
+    "scout": frozenset({"bond.events", "netlink", "routes", "uppers"}),
     "history": frozenset({"bond.events", "control"}),
-    "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink"}),
+    "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink", "scout"}),
     "handover": frozenset({"bond", "client", "datapath", "doors", "service"}),
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
     "assembly": frozenset({"bond", "control", "datapath", "doors", "handover", "journal", "managers", "netlink"})

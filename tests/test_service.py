@@ -34,6 +34,8 @@ MAC = MacAddr(bytes([2, 0, 0, 0, 0, 1]))
 def table(number: int) -> PublishTable:
     return PublishTable(TxTable(Spread.SINGLE, (), packets_per_slave=number))
 
+OPTIONS = {"miimon": 100, "use_carrier": 1, "arp_interval": 0, "probe": 0}
+
 
 class Script:
     """A study that answers each event with what the test says."""
@@ -50,11 +52,13 @@ class Script:
         return None
 
     def snapshot(self) -> Any:
-        return SimpleNamespace(name="bond0", options={"miimon": 100, "use_carrier": 1}, slaves=())
+        return SimpleNamespace(name="bond0", options=OPTIONS, slaves=(), targets=())
 
 
 class Doors:
     """Doors that note what is done, and wait or refuse where the test says."""
+
+    ns_targets = ()
 
     def __init__(self) -> None:
         self.done: list[Action] = []

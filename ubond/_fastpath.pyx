@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
+from ubond._evidence cimport SEEN_ANY, SEEN_ANSWER, SEEN_OWN, SEEN_REPLY, see
 from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_membership_report, is_unicast_to, kind_of
 from ubond._hash cimport xmit_hash
 from ubond._segment cimport HEADERS_MAX, cut_one, fp_cut, is_tunnel_gso, plan_cut
@@ -331,7 +332,10 @@ cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
             longest = length
         if length < VNET_LEN + ETH_LEN or w.rx[i].msg_hdr.msg_flags & MSG_TRUNC:
             p.count.rx_truncated += 1
-        elif w.table.divert and divert(w, slave, packet + VNET_LEN, length - VNET_LEN):
+            continue
+        if w.table.watch.on:
+            see(p.stamp, &w.table.watch, slave, packet + VNET_LEN, length - VNET_LEN, p.last_rx)
+        if w.table.divert and divert(w, slave, packet + VNET_LEN, length - VNET_LEN):
             pass
         elif receives:
             to_tap(w, p, i, length)
@@ -879,6 +883,7 @@ cdef class Engine:
         memset(&p.count, 0, sizeof(p.count))
         p.fd, p.plain_fd = fd, plain_fd
         p.first_tx = p.last_tx = p.last_rx = 0
+        memset(p.stamp, 0, sizeof(p.stamp))
         p.reading = -1
         p.question = p.answered = 0
         p.answer = ALIVE
@@ -914,7 +919,7 @@ cdef class Engine:
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
                 succession, uint32_t packets_per_slave, bint takeover, bint hold, uint32_t divert,
-                bytes address):
+                bytes address, watch):
         """Make this the table of every later batch, in one step; return its generation."""
         cdef fp_table* t = <fp_table*>calloc(1, sizeof(fp_table))
         cdef fp_table* old
@@ -934,6 +939,7 @@ cdef class Engine:
             if 0 < queue < 256:
                 t.queue_slave[queue] = slave + 1
         memcpy(t.address, <const uint8_t*>address, 6)
+        fill_watch(&t.watch, watch)
         self._free_retired()
         old = swap_table(&self.shared.table, t)
         if self.n_retired < MAX_SLAVES:
@@ -1059,6 +1065,16 @@ cdef class Engine:
             p.backlog.since = fp_now()
             arm_retry(self.w)
 
+    def heard(self, int port):
+        """What was last seen when on a slave: [(form, slot, monotonic ns)] of all that ever was."""
+        cdef fp_port* p = &self.shared.port[port]
+        cdef list found = [(SEEN_ANY, 0, p.last_rx)] if p.last_rx else []
+        cdef uint32_t i
+        for i in range(1, STAMPS):
+            if p.stamp[i]:
+                found.append((*place_of(i), p.stamp[i]))
+        return found
+
     def waiting(self):
         """Frames that wait in the worker for a link or a MAC."""
         return sum(self.shared.port[i].backlog.n for i in range(MAX_SLAVES))
@@ -1083,6 +1099,34 @@ cdef class Engine:
             if mac:
                 found.append((<uint8_t*>&mac)[:6])
         return found
+
+
+cdef tuple place_of(uint32_t i):
+    """The form and the target's slot of a stamp."""
+    if i < SEEN_ANSWER:
+        return i, 0
+    return SEEN_ANSWER + (i - SEEN_ANSWER) // SLOTS, (i - SEEN_ANSWER) % SLOTS
+
+
+cdef fill_watch(fp_watch* w, watch):
+    """Take over a `bond.evidence.Watch`, whose lists are no longer than there is room."""
+    cdef uint32_t i
+    cdef bytes address
+    targets4, targets6, ours4, ours6, macs = watch
+    w.on = bool(macs)
+    w.n_target4, w.n_target6, w.n_own4, w.n_own6 = len(targets4), len(targets6), len(ours4), len(ours6)
+    if max(w.n_target4, w.n_target6) > SLOTS or max(w.n_own4, w.n_own6) > OURS or len(macs) > MAX_SLAVES:
+        raise ValueError("too many addresses to compare with")
+    for i, address in enumerate(targets4):
+        memcpy(&w.target4[i], <const char*>address, 4)
+    for i, address in enumerate(ours4):
+        memcpy(&w.own4[i], <const char*>address, 4)
+    for i, address in enumerate(targets6):
+        memcpy(w.target6[i], <const char*>address, 16)
+    for i, address in enumerate(ours6):
+        memcpy(w.own6[i], <const char*>address, 16)
+    for i, address in enumerate(macs):
+        memcpy(w.mac[i], <const char*>address, 6)
 
 
 # ── for the tests: single stations on bytes ──────────────────────────────────────────
@@ -1112,6 +1156,16 @@ def frame_is_igmp(bytes frame):
 def frame_is_membership_report(bytes frame):
     """Whether this frame, sent by the host, says that its groups have changed."""
     return bool(is_membership_report(<const uint8_t*><const char*>frame, len(frame)))
+
+def frame_shows(bytes frame, watch, int slave):
+    """[(form, slot)] of what a frame that arrives on a slave shows besides life."""
+    cdef fp_watch w
+    cdef int64_t stamp[STAMPS]
+    cdef uint32_t i
+    memset(stamp, 0, sizeof(stamp))
+    fill_watch(&w, watch)
+    see(stamp, &w, slave, <const uint8_t*><const char*>frame, len(frame), 1)
+    return [place_of(i) for i in range(STAMPS) if stamp[i]]
 
 
 def frame_hash(bytes frame, int policy):

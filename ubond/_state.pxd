@@ -24,6 +24,22 @@ cdef enum:
 
     MS = 1000000            # ns
 
+    SLOTS = 16              # targets of the ARP and NS monitor, of each family
+    OURS = 32               # addresses of ours that answers are compared with, of each family
+    STAMPS = 3 + 3 * SLOTS  # bond.evidence.Form: ANY, ARP, ND, then ANSWER, REPLY and OWN by slot
+
+cdef struct fp_watch:               # bond.evidence.Watch: what received frames are compared with
+    bint on
+    uint32_t n_target4
+    uint32_t n_target6
+    uint32_t n_own4
+    uint32_t n_own6
+    uint32_t target4[SLOTS]         # addresses as they stand in frames
+    uint32_t own4[OURS]
+    uint8_t target6[SLOTS][16]
+    uint8_t own6[OURS][16]
+    uint8_t mac[MAX_SLAVES][6]
+
 cdef struct fp_table:               # frozen once published; one batch sees one table
     uint64_t generation
     int spread
@@ -36,6 +52,7 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     uint64_t can_transmit           # bit per slave
     uint64_t receives
     uint32_t n_succession
+    fp_watch watch
     uint8_t address[6]
     uint8_t succession[MAX_SLAVES]
     uint8_t port[MAX_SLAVES]        # slave -> port number
@@ -98,6 +115,7 @@ cdef struct fp_port:                # one slave's sockets, from enslave to relea
     int64_t first_tx                # ns, of the present term as the sending slave
     int64_t last_tx
     int64_t last_rx
+    int64_t stamp[STAMPS]           # when which evidence was last seen; ANY is last_rx
     fp_counters count
     fp_backlog backlog
     fp_bucket bucket[3]

@@ -115,10 +115,15 @@ def status(args: argparse.Namespace) -> int:
 
 def _status_text(bond: str, format: str) -> str:
     try:
-        return str(ask(bond, "status", format=format)["text"])
+        result = ask(bond, "status", format=format)
     except (ControlError, CommandError) as error:
         if format != "proc" or error.code != NOT_PERMITTED:
             raise
+    else:
+        # The text is the driver's to the letter: what it does not say goes beside it.
+        for note in result.get("notes", ()):
+            print(f"ubond: {note}", file=sys.stderr)
+        return str(result["text"])
     # Who may not talk to the daemon may still read what it writes for everybody.
     return paths.proc_path(bond).read_text()
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from ubond._fastpath import CARRIER, DEAD_LINK, REPORT, TAP_GONE, Engine
+from ubond.bond.evidence import Form, Sighting
 from ubond.bond.table import TxTable
 
 
@@ -79,6 +80,7 @@ class Datapath:
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
         self._last: TxTable | None = None
+        self._heard: dict[int, dict[tuple[int, int], int]] = {}
         self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
         self._watch = threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True)
 
@@ -161,6 +163,7 @@ class Datapath:
         while not self._engine.passed(generation) and self._worker.is_alive():
             await asyncio.sleep(0.0005)
         self._engine.remove_port(port)
+        self._heard.pop(port, None)
         del self._ports[slave]
 
     def publish(self, table: TxTable) -> None:
@@ -179,6 +182,7 @@ class Datapath:
             table.hold,
             table.divert,
             table.address,
+            astuple(table.watch),
         )
         self._last = table
         named = {slave.port for slave in table.slaves}
@@ -244,6 +248,20 @@ class Datapath:
         """Frames diverted since the last call: (ns, slave, first bytes)."""
         names = {port: slave for slave, port in self._ports.items()}
         return [(at, names[port], frame) for at, port, _, frame in self._engine.diverted() if port in names]
+
+    def heard(self) -> tuple[Sighting, ...]:
+        """What was seen on the slaves since the last call, by time; of each form the latest only."""
+        found: list[Sighting] = []
+        for slave, port in self._ports.items():
+            stamps = {(form, slot): at for form, slot, at in self._engine.heard(port)}
+            before = self._heard.get(port, {})
+            found += [
+                Sighting(slave, at, Form(form), slot)
+                for (form, slot), at in stamps.items()
+                if at != before.get((form, slot))
+            ]
+            self._heard[port] = stamps
+        return tuple(sorted(found, key=lambda seen: seen.at))
 
     def stand_in(self) -> str | None:
         """The slave that the worker made provisionally active, if any."""

@@ -210,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in (
         ("pull", "pull a cable at the switch"),
         ("plug", "plug a cable in, and wait until it carries frames"),
+        ("block", "have the switch pass nothing on a port, whose carrier stays"),
+        ("unblock", "have it pass frames again"),
     ):
         cable = add(verb, text)
         cable.add_argument("nic", choices=NICS)
@@ -281,6 +283,10 @@ def _perform(wanted: argparse.Namespace) -> int:
         lab.pull(wanted.nic)
     elif wanted.verb == "plug":
         lab.plug(wanted.nic)
+    elif wanted.verb == "block":
+        lab.block(wanted.nic)
+    elif wanted.verb == "unblock":
+        lab.unblock(wanted.nic)
     elif wanted.verb == "shell":
         return _shell(lab, wanted.place)
     elif wanted.verb == "exec":

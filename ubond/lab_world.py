@@ -331,6 +331,23 @@ class Lab:
         if port in self._ports():
             self.wait_forwarding(port)
 
+    def block(self, nic: str) -> None:
+        """Let the path behind `eth1` or `eth2` die while its carrier stays: the port leaves its bridge."""
+        self.ip("switch", "link", "set", self._port_that_blocks(nic), "nomaster")
+
+    def unblock(self, nic: str) -> None:
+        """Let it pass frames again; return when it does."""
+        port = self._port_that_blocks(nic)
+        bridge = f"br{port[2:]}" if self.plan.switch == "two" else "br0"
+        self.ip("switch", "link", "set", port, "master", bridge)
+        self.wait_forwarding(port)
+
+    def _port_that_blocks(self, nic: str) -> str:
+        port = _port_of(nic)
+        if port not in self._ports():
+            raise LabError(f"the switch of kind {self.plan.switch!r} cannot block a port and keep its carrier", USAGE)
+        return port
+
     def has_carrier(self, nic: str) -> bool:
         return "LOWER_UP" in self._link("host", nic)["flags"]
 
@@ -355,6 +372,8 @@ class Lab:
             port = f"sw{number}"
             try:
                 cable = "plugged" if "UP" in self._link("switch", port)["flags"] else "pulled"
+                if cable == "plugged" and port in self._ports() and not self.is_forwarding(port):
+                    cable = "blocked"
                 carrier = "carrier" if self.has_carrier(nic) else "no carrier"
             except LabError:
                 cable, carrier = "gone", "no carrier"

@@ -221,7 +221,8 @@ def render(report: Report, format: str) -> dict[str, Json]:
         case "table":
             return {"text": status.table(report)}
         case _:
-            return {"text": status.proc(report.snapshot, report.version)}
+            notes = [] if report.snapshot.monitored else [f"{report.snapshot.name}: {status.BLIND}"]
+            return {"text": status.proc(report.snapshot, report.version), "notes": notes}
 
 
 def encode(message: Mapping[str, Json]) -> bytes:

@@ -8,6 +8,7 @@ leaves as `DoorError`, and that an overrun of the event socket is reported, not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
@@ -31,6 +32,7 @@ RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10,
 GROUPS = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 
 NLM_F_DUMP_INTR = 0x10
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 RECEIVE = 65536
 _DUMP_TRIES = 10
 
@@ -85,6 +87,11 @@ class Requests:
 
     def close(self) -> None:
         self._socket.close()
+
+    def filter_dumps(self) -> None:
+        """Have the kernel dump only what a request describes; old ones dump everything all the same."""
+        with contextlib.suppress(OSError):
+            self._socket.socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
     async def ask(self, call: str, kind: int, message: Message, interface: str = "") -> Message:
         """Send a request that has one answer, and return it."""
@@ -183,8 +190,11 @@ class Events:
     still queued then has been delivered before, so a dump taken afterwards is newer than it.
     """
 
-    def __init__(self, on_message: Callable[[Message], None], on_overrun: Callable[[], None]) -> None:
-        self._on_message, self._on_overrun = on_message, on_overrun
+    def __init__(
+        self, on_message: Callable[[Message], None], on_overrun: Callable[[], None], groups: int = GROUPS
+    ) -> None:
+        """`groups`: RTMGRP_* bits."""
+        self._on_message, self._on_overrun, self._groups = on_message, on_overrun, groups
         self._marshal = MarshalRtnl()
         self._socket: socket.socket | None = None
 
@@ -194,7 +204,7 @@ class Events:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
             self._socket, self._loop = sock, loop
             _set_receive_buffer(sock, receive_buffer)
-            sock.bind((0, GROUPS))
+            sock.bind((0, self._groups))
             loop.add_reader(sock.fileno(), self._read)
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from ubond.bond.events import (
     Event,
     Level,
     LinkDead,
+    Listened,
     Log,
     OptionWritten,
     PublishTable,
@@ -48,7 +49,7 @@ from ubond.bond.events import (
     UppersChanged,
     Woken,
 )
-from ubond.bond.options import Refused
+from ubond.bond.options import Probe, Refused
 from ubond.bond.snapshot import BondSnapshot, LinkState
 from ubond.datapath import CarrierRead, DeadLink, GroupsReported, TapGone
 from ubond.doors import INSTANT, Doors
@@ -63,6 +64,7 @@ from ubond.netlink import (
     LinkRenamed,
     LinkTouched,
 )
+from ubond.scout import Scout
 
 MS = 1_000_000
 KEEP_LINES = 1000
@@ -140,7 +142,9 @@ class Service:
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
         self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
-        self._follow_miimon()
+        self._scout = Scout(doors.netlink, self.index, lambda: self.bond.snapshot().targets, self._found)
+        self._followed: tuple[object, ...] = ()
+        self._follow_monitors()
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── one process after the other ──────────────────────────────────────────────────
@@ -202,7 +206,7 @@ class Service:
                 self._slave_renamed(slave.name, link.name, slave.index)
             self.doors.datapath.look(link.name)
             self._look_soon(link.name)
-        self._follow_ns_targets()
+        self._follow_monitors()
         self._refresh_uppers()
         self._loop.call_later(1.1, self._settle_history)
         self.feed(Woken())
@@ -254,22 +258,31 @@ class Service:
             delay = max(0, deadline - time.monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(delay, self._wake)
 
-    def _follow_miimon(self) -> None:
-        options = self.bond.snapshot().options
-        self.doors.datapath.set_interval(int(options["miimon"]) * MS, by_mii=not options["use_carrier"])
-
-    def _follow_ns_targets(self) -> None:
-        text = str(self.bond.snapshot().options["ns_ip6_target"])
-        targets = tuple(IPv6Address(target) for target in text.replace(",", " ").split())
+    def _follow_monitors(self) -> None:
+        """Have the watch poll and the scout look as the options say.  Probing too wants to know the carrier."""
+        seen = self.bond.snapshot()
+        options = seen.options
+        every = int(options["miimon"] or options["arp_interval"])
+        self.doors.datapath.set_interval(every * MS, by_mii=not options["use_carrier"])
+        followed = (bool(options["arp_interval"]), options["probe"] == Probe.GATEWAY, seen.targets)
+        if followed != self._followed:
+            self._followed = followed
+            self._scout.follow(*followed[:2])
+        targets = tuple(IPv6Address(target) for target in seen.targets if ":" in target)
         if targets != self.doors.ns_targets:
             self.doors.ns_targets = targets
             self._filters_soon()
+
+    def _found(self, event: Event) -> None:
+        """Take in what the scout has found; gateways may be new targets."""
+        self.feed(event)
+        self._follow_monitors()
 
     def _wake(self) -> None:
         # The loop's clock is coarser than ours: never be early, the grid would be missed.
         deadline = self.bond.deadline()
         if deadline is not None and time.monotonic_ns() >= deadline:
-            self.feed(Woken())
+            self.feed(Listened(self.doors.datapath.heard()) if self.bond.listens else Woken())
         else:
             self._rearm()
 
@@ -362,6 +375,9 @@ class Service:
         for name in (*self._indices, *self.bond.snapshot().awaited):
             self._look_soon(name)
         self._filters_soon()
+        if self.bond.listens:
+            # Which groups are joined is not announced, and probing gives no warning of a failover.
+            self._refresh_uppers()
         link, seen = self.doors.netlink.link(self.index), self.bond.snapshot()
         if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
             self._bond_changed(link)
@@ -477,6 +493,7 @@ class Service:
             self._uppers_timer = None
         netlink = self.doors.netlink
         self.feed(UppersChanged(netlink.uppers(self.index)))
+        self._scout.again()
         self._filters_soon()
 
     # ── what slaves let in ───────────────────────────────────────────────────────────
@@ -662,8 +679,7 @@ class Service:
     async def write(self, name: str, text: str, slave: str | None = None) -> None:
         """Write an option."""
         await self.feed(OptionWritten(name, text, slave))
-        self._follow_miimon()
-        self._follow_ns_targets()
+        self._follow_monitors()
 
     async def set_mtu(self, mtu: int) -> None:
         """The bond's device has this MTU now; slaves follow."""
@@ -684,6 +700,7 @@ class Service:
         if self._left:
             return
         self._ending = True
+        self._scout.rest()
         for look in (self._round, *self._looks.values()):
             look.cancel()
         if not self._performer.done():
@@ -700,6 +717,7 @@ class Service:
         if self._left:
             return
         self._ending = self._left = True
+        self._scout.rest()
         self._performer.cancel()
         self._end_netlink()
         self._loop.remove_reader(self.doors.datapath.news_fd)

@@ -35,6 +35,10 @@ class Report:
     slave_extra: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 
 
+#: What is said of a bond that notices no failure.
+BLIND = "no link monitor is on: a failed link will not be noticed; set miimon or arp_interval with targets"
+
+
 # ── /proc/net/bonding ────────────────────────────────────────────────────────────────
 
 _MODE_TEXT = {
@@ -118,9 +122,10 @@ def _addresses(bond: BondSnapshot, option: str) -> list[str]:
 
 # ── sysfs ────────────────────────────────────────────────────────────────────────────
 
-#: Options that the driver has no file for: they came after it, and are netlink's alone.
+#: Options that the driver has no file for: they are netlink's alone, or ours.
 _NO_FILE = frozenset(
     {"prio", "actor_port_prio", "ns_ip6_target", "coupled_control", "broadcast_neighbor", "lacp_strict"}
+    | {option.name for option in OPTIONS.values() if not option.driver}
 )
 #: Files that say something in 802.3ad only.
 _LACP_FILES = (
@@ -143,6 +148,11 @@ def sysfs(bond: BondSnapshot) -> dict[str, str]:
     files["mii_status"] = _carrier(bond)
     files.update(dict.fromkeys(_LACP_FILES, ""))
     return {name: f"{text}\n" if text else "" for name, text in files.items()}
+
+
+def _ours(bond: BondSnapshot) -> dict[str, str]:
+    """The options that no driver has, in the form of the others."""
+    return {o.name: o.text(bond.options[o.name]) for o in OPTIONS.values() if not o.driver}
 
 
 def slave_sysfs(slave: SlaveSnapshot) -> dict[str, str]:
@@ -258,7 +268,9 @@ def _bond_link(report: Report) -> dict[str, Json]:
             "stand_in": bond.stand_in,
             "repairs": dict(bond.repairs),
             "awaited": list(bond.awaited),
-            "options": {name: text.removesuffix("\n") for name, text in sysfs(bond).items()},
+            "targets": list(bond.targets),
+            "gateways": list(bond.gateways),
+            "options": {name: text.removesuffix("\n") for name, text in sysfs(bond).items()} | _ours(bond),
             **report.extra,
         },
     }
@@ -278,6 +290,8 @@ def _slave_link(report: Report, slave: SlaveSnapshot) -> dict[str, Json]:
             **known,
             "duplex": _duplex(slave).lower(),
             "stand_in": slave.name == report.snapshot.stand_in,
+            "answers": slave.answers if report.snapshot.targets else None,
+            "suppressed": slave.suppressed,
             "repairs": dict(slave.repairs),
             "fights": list(slave.fights),
             **report.slave_extra.get(slave.name, {}),
@@ -293,7 +307,14 @@ def table(report: Report) -> str:
     bond = report.snapshot
     lines = [f"{bond.name}: {_summary(bond)}", f"  {_details(report)}"]
     if not bond.monitored:
-        lines.append("  no link monitor: set miimon, or a lost link is noticed only by what fails to be sent")
+        lines.append(f"  {BLIND}")
+    if bond.options["arp_interval"]:
+        lines.append(f"  probing every {bond.options['arp_interval']} ms: {', '.join(bond.targets) or 'nobody'}")
+    lines += [
+        f"  {slave.name} is suppressed: its link failed too often (flap damping)"
+        for slave in bond.slaves
+        if slave.suppressed
+    ]
     if "sandbox" in report.extra:
         lines.append(f"  sandbox: {report.extra['sandbox']}")
     lines += [f"  {text}" for text in report.extra.get("shortcomings", ())]

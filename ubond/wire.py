@@ -154,13 +154,18 @@ def decode_arp(data: bytes) -> Arp:
     return Arp(op, MacAddr(body[8:14]), body[14:18], MacAddr(body[18:24]), body[24:28])
 
 
+def arp_request(mac: MacAddr, source: bytes, target: bytes, tags: Tags = ()) -> bytes:
+    """Ask all neighbours who has the IPv4 address `target`; `source`: ours, all zeros for none."""
+    return encode_arp(Arp(ARP_REQUEST, mac, source, MacAddr(bytes(6)), target), tags=tags)
+
+
 def gratuitous_arp(mac: MacAddr, address: bytes, tags: Tags = ()) -> bytes:
     """Tell all neighbours that the IPv4 `address` (4 bytes) is at `mac`.
 
     A request whose sender and target are the same, as the bonding driver's notification
     makes it; RFC 5227 calls it an ARP Announcement (2.3).
     """
-    return encode_arp(Arp(ARP_REQUEST, mac, address, MacAddr(bytes(6)), address), tags=tags)
+    return arp_request(mac, address, address, tags)
 
 
 def rarp_announcement(mac: MacAddr, tags: Tags = ()) -> bytes:
@@ -288,10 +293,11 @@ def _options(data: bytes) -> list[bytes]:
     return found
 
 
-# ── neighbour advertisement ──────────────────────────────────────────────────────────
+# ── neighbour discovery ──────────────────────────────────────────────────────────────
 
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
-_NA, _TARGET_LINK_ADDRESS = 136, 2
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
+_NS, _NA, _SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 135, 136, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +311,22 @@ class NeighbourAdvert:
     router: bool = False
     solicited: bool = False
     override: bool = False
+
+
+def solicited_node(address: bytes) -> bytes:
+    """The multicast group on which an IPv6 address is asked for (RFC 4291, 2.7.1)."""
+    return _SOLICITED_NODE + address[13:]
+
+
+def neighbour_solicitation(mac: MacAddr, source: bytes, target: bytes, tags: Tags = ()) -> bytes:
+    """Ask who has the IPv6 address `target` (16 bytes); `source`: ours, all zeros for none.
+
+    Source: RFC 4861, 4.3 (without a source address nothing is said of `mac`).
+    """
+    _check_addresses(16, source, target)
+    option = bytes((_SOURCE_LINK_ADDRESS, 1)) + mac if any(source) else b""
+    icmp = struct.pack("!BBHI", _NS, 0, 0, 0) + target + option
+    return _icmpv6_frame(mac, source, solicited_node(target), icmp, tags, alert=False)
 
 
 def unsolicited_na(mac: MacAddr, address: bytes, router: bool = False, tags: Tags = ()) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any
 from ubond.bond import Bond
 from ubond.bond import events as ev
 from ubond.bond.events import Action, Event, Held, Log, SlaveFacts
+from ubond.bond.evidence import Sighting
 from ubond.bond.table import TxTable
 from ubond.wire import MacAddr
 
@@ -190,11 +191,15 @@ class Rig:
         while (due := self.bond.deadline()) is not None and due <= end:
             assert due >= self.now, "asked to be woken in the past"
             self.now = due
-            self.do(ev.Woken())
+            self.do(ev.Listened(self.heard()) if self.bond.listens else ev.Woken())
             again = self.bond.deadline()
             assert again is None or again > due, "a wakening must lead somewhere"
         self.now = end
         return self.world.done[mark:]
+
+    def heard(self) -> tuple[Sighting, ...]:
+        """What came since the last look: nothing, unless a test's world answers."""
+        return ()
 
     def set(self, **options: object) -> None:
         for name, value in options.items():

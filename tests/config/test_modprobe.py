@@ -73,7 +73,7 @@ def test_a_negative_miimon_leaves_our_default_in_place(tmp_path: Path) -> None:
         ("use_carrier=2", "use_carrier", "may be: off, on"),
         ("primary_reselect=sometimes", "primary_reselect", "may be: always, better, failure"),
         ("fail_over_mac=3", "fail_over_mac", "may be: none, active, follow"),
-        ("arp_interval=100", "arp_interval", "the ARP monitor is not part of this version"),
+        ("arp_validate=most", "arp_validate", "may be: none, active"),
     ],
 )
 def test_what_keeps_the_module_from_loading_is_refused(

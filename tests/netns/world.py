@@ -453,6 +453,20 @@ class World:
         self.kind.plug(self, nic)
         self.wait_forwarding(nic)
 
+    def block(self, nic: str) -> None:
+        """Let the path behind a NIC die while its carrier stays: its port leaves the bridge.
+
+        A port that is disabled by its state alone is enabled again at the next event of its link.
+        """
+        space, port = self.far_end(nic)
+        space.ip("link", "set", port, "nomaster")
+
+    def unblock(self, nic: str) -> None:
+        """Let it pass frames again."""
+        space, port = self.far_end(nic)
+        space.ip("link", "set", port, "master", "br0")
+        self.wait_forwarding(nic)
+
     def wait_forwarding(self, nic: str) -> None:
         wait_until(lambda: self.host.carrier(nic), what=f"carrier of {nic}")
         space, port = self.far_end(nic)

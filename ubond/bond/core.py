@@ -15,7 +15,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
-from ubond.bond import announce, device, failover, hands, membership, modes, setters
+from ubond.bond import (
+    announce,
+    damping,
+    device,
+    failover,
+    hands,
+    membership,
+    modes,
+    options,
+    probing,
+    setters,
+    targets,
+)  # fmt: skip
 from ubond.bond.events import (
     VANISHED,
     Action,
@@ -33,13 +45,16 @@ from ubond.bond.events import (
     EnslaveRequested,
     Event,
     Forget,
+    GatewaysRead,
     Level,
     LinkDead,
+    Listened,
     Log,
     OptionWritten,
     PublishTable,
     ReleaseRequested,
     Remember,
+    RoutesRead,
     SendFrames,
     SetBondCarrier,
     SetBondMac,
@@ -54,7 +69,7 @@ from ubond.bond.events import (
     Woken,
 )
 from ubond.bond.membership import Taking
-from ubond.bond.monitor import MS, RESEND_EVERY, Grid, Rounds, look, without_delay
+from ubond.bond.monitor import MS, RESEND_EVERY, Grid, Rounds, look, look_at_once, unsettled
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.snapshot import BondSnapshot
 from ubond.bond.state import MacKind, State
@@ -79,6 +94,7 @@ class Memory:
     carrier_told: bool | None
     provisional: bool
     tell_again: bool
+    blind: bool = False
 
 
 class Bond:
@@ -112,6 +128,7 @@ class Bond:
         self._carrier_told: bool | None = None
         self._provisional = False
         self._tell_again = False
+        self._blind = False
         self._transactions: deque[tuple[tuple[Action, ...], Recovery | None]] = deque(maxlen=REMEMBERED)
 
     @classmethod
@@ -136,7 +153,7 @@ class Bond:
         Raises Refused (OptionError) for an operator's event that cannot be done; then
         nothing has changed.
         """
-        out = Transaction()
+        out = Transaction(now)
         if not self._pass_pending():
             self._looked = max(self._looked, now)  # passes with nothing to do are as good as done
         if self._tell_again and not isinstance(event, ActionFailed):
@@ -144,7 +161,9 @@ class Bond:
             self._forget_told()
         self._take_in(event, now, out)
         self._pass_if_due(now, out)
-        self._look_at_once(out)
+        damping.release(self._state, out)
+        look_at_once(self._state, out)
+        self._warn_if_blind(out)
         self._settle(now, out)
         self._announce_if_due(now, out)
         actions = out.actions()
@@ -156,10 +175,16 @@ class Bond:
         """When `handle(Woken(), ...)` is next due, or None while nothing is pending."""
         if not self._state.up:
             return None
-        times = [self._peers.deadline, self._reports.deadline]
+        times = [self._peers.deadline, self._reports.deadline, self._state.probing.due]
+        times.append(damping.deadline(self._state))
         if self._pass_pending():
             times.append(self._grid.after(self._looked))
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def listens(self) -> bool:
+        """Whether to be woken with `Listened`, all that was heard, instead of `Woken`."""
+        return self._state.probing.due is not None
 
     def snapshot(self) -> BondSnapshot:
         """The bond as it stands."""
@@ -187,7 +212,9 @@ class Bond:
             active_slave=active,
             stand_in=None if state.stand_in is None else state.stand_in.name,
             slaves=tuple(slave.snapshot() for slave in state.slaves),
-            monitored=state.monitored,
+            monitored=state.watches_carrier or bool(state.probes and targets.all_targets(state)),
+            targets=targets.all_targets(state),
+            gateways=state.probing.gateways,
             repairs=tuple(sorted(state.repairs.items())),
             awaited=tuple(state.awaited),
         )
@@ -210,6 +237,13 @@ class Bond:
                     slave.reported = (speed, duplex)
             case UppersChanged(uppers):
                 state.uppers = uppers
+            case RoutesRead(routes):
+                state.probing.routes = {route.target: route for route in routes}
+            case GatewaysRead(gateways):
+                probing.follow_gateways(state, gateways, out)
+            case Listened(sightings):
+                probing.hear(state, sightings)
+                probing.run(state, out)
             case OptionWritten():
                 self._written(event, now, out)
             case EnslaveRequested():
@@ -239,10 +273,12 @@ class Bond:
                 state.up, self._carrier_told = True, None
                 modes.set_roles(state)
                 self._restart_monitor(now, out)
+                probing.restart(state, now)
             case BondClosed():
                 state.up, self._carrier_told = False, None
                 self._peers.stop()
                 self._reports.stop()
+                probing.restart(state, now)
             case BondMacChanged(mac):
                 device.follow_mac(state, mac, out)
             case BondMtuChanged(mtu):
@@ -263,9 +299,14 @@ class Bond:
                 raise OptionError(E.EINVAL, [f"option slaves: invalid value ({event.text})"])
             membership.release(self._state, slave, out)
             return
-        setters.write(self._state, event, out)
-        if event.name == "miimon" and self._state.up:
+        state = self._state
+        was = state.settings.miimon, state.settings.number("arp_interval")
+        setters.write(state, event, out)
+        written = options.find(event.name).name
+        if state.up and (written == "miimon" or state.settings.miimon != was[0]):
             self._restart_monitor(now, out)
+        if written == "arp_interval" or state.settings.number("arp_interval") != was[1]:
+            probing.restart(state, now)
 
     def _enslave(self, event: EnslaveRequested, out: Transaction) -> None:
         name = event.facts.name
@@ -325,12 +366,12 @@ class Bond:
         state = self._state
         self._grid = Grid(now, state.settings.miimon * MS)
         self._looked = now
-        if state.monitored:
+        if state.watches_carrier:
             look(state, state.slaves, out)
 
     def _pass_pending(self) -> bool:
         state = self._state
-        return state.up and state.monitored and any(slave.unsettled for slave in state.slaves)
+        return state.up and state.watches_carrier and any(unsettled(state, slave) for slave in state.slaves)
 
     def _pass_if_due(self, now: int, out: Transaction) -> None:
         """Run one pass if its time has come; passes that were missed are not made up."""
@@ -339,16 +380,14 @@ class Bond:
             look(state, state.slaves, out)
         self._looked = max(self._looked, now)
 
-    def _look_at_once(self, out: Transaction) -> None:
-        """Act on readings without waiting for a pass, where no delay asks to wait.
-
-        One such look can call for another: with the active slave gone, updelay no longer counts.
-        """
+    def _warn_if_blind(self, out: Transaction) -> None:
+        """Say it once when no monitor is left that could notice a failure."""
         state = self._state
-        if state.strict or not state.up or not state.monitored:
-            return
-        while hasty := [slave for slave in state.slaves if without_delay(state, slave)]:
-            look(state, hasty, out)
+        blind = state.up and not state.monitored and not state.strict
+        if blind and not self._blind:
+            text = "no link monitor is on: a failed link will not be noticed (set miimon or arp_interval)"
+            out.log(Level.WARNING, text)
+        self._blind = blind
 
     # ── what follows from it all ─────────────────────────────────────────────────────
 
@@ -387,8 +426,9 @@ class Bond:
         self._peers.stop()
         self._reports.stop()
         if mode.selects and state.sender is not None:
-            passes = max(1, settings.number("peer_notif_delay"))
-            if self._peers.start(settings.number("num_unsol_na"), passes * settings.miimon * MS, now):
+            passes = max(1, settings.number("peer_notif_delay")) if settings.miimon else 1
+            every = settings.miimon or settings.number("arp_interval")
+            if self._peers.start(settings.number("num_unsol_na"), passes * every * MS, now):
                 self._send_notification(out)
                 out.frames.append(AnnounceSeen(state.sender.name))
         if mode.resends and self._reports.start(settings.number("resend_igmp"), RESEND_EVERY, now):
@@ -460,6 +500,8 @@ class Bond:
             case SetBondMac():
                 out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
                 state.take_bond_mac(state.mac_before or state.mac)
+            case SendFrames(_, _, probing.PROBE):
+                pass  # a slave that cannot send will not be answered either
             case PublishTable():
                 self._tell_again = True
                 out.log(Level.ERROR, f"The frame path did not take a table: {failed.error}")

@@ -13,6 +13,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 
+from ubond.bond.evidence import Sighting
 from ubond.bond.table import TxTable
 from ubond.wire import MacAddr
 
@@ -100,6 +101,21 @@ class UpperFacts:
     router: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TargetRoute:
+    """How probes to a target leave, as the kernel's routes have it now.
+
+    `mine`: through the bond or a device stacked on it; `routed`: there is a route at all.
+    `source`: the packed address that a probe carries, empty for none; `tags`: as in UpperFacts.
+    """
+
+    target: str
+    mine: bool = True
+    routed: bool = True
+    source: bytes = b""
+    tags: tuple[tuple[int, int], ...] = ()
+
+
 # ── events ───────────────────────────────────────────────────────────────────────────
 
 
@@ -137,6 +153,27 @@ class UppersChanged:
     """Addresses, groups or VLANs of the bond and what stands on it are now these."""
 
     uppers: tuple[UpperFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesRead:
+    """How probes to the targets leave; a target that is not named has not been looked up yet."""
+
+    routes: tuple[TargetRoute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysRead:
+    """The default gateways behind the bond and what stands on it, by the kernel's routes."""
+
+    gateways: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """All that was heard since the last one; the probing monitor's pass takes place with it alone."""
+
+    sightings: tuple[Sighting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +519,7 @@ Event = (
     BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead
     | OptionWritten | Woken | ActionFailed | BondRenamed | SlaveChecked | SlaveReturned
+    | RoutesRead | GatewaysRead | Listened
 )  # fmt: skip
 
 Action = (

@@ -85,6 +85,9 @@ def change_active(state: State, new: Slave | None, out: Transaction, why: str) -
         new.link = type(new.link)(LinkState.UP)
     state.active = new
     out.changed = why
+    if new is not None:
+        new.stamps.up = out.now
+        state.probing.rotating = None
     if modes.rules(state).selects:
         modes.set_roles(state)
         if new is not None:

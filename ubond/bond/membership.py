@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ubond.bond import enslave, failover, modes
+from ubond.bond import enslave, failover, modes, probing
 from ubond.bond.enslave import Step
 from ubond.bond.events import (
     Action,
@@ -129,7 +129,7 @@ def first_link(state: State, carrier: bool) -> Link:
         return Link(LinkState.UP)
     if not carrier:
         return Link(LinkState.DOWN)
-    updelay = state.settings.delays.up
+    updelay = state.settings.delays.up if state.watches_carrier else 0
     return Link(LinkState.BACK, updelay) if updelay else Link(LinkState.UP)
 
 
@@ -149,6 +149,7 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
         reported=(facts.speed, facts.duplex),
     )
     slave.read_speed()
+    probing.begin(state, slave, out.now)
     if awaited := state.awaited.pop(slave.name, None):
         slave.queue_id, slave.prio = awaited.queue_id, awaited.prio
     state.slaves.append(slave)
@@ -173,6 +174,8 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
 def leave(state: State, slave: Slave, out: Transaction, why: str) -> None:
     """Take a slave out of the bond; what happens to its interface is the caller's."""
     state.slaves.remove(slave)
+    if slave is state.probing.rotating:
+        state.probing.rotating = None
     # It has been made inactive by now, so the driver says `backup` whatever it was.
     out.info("Releasing backup interface", slave.name)
     if slave is state.primary:

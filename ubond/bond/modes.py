@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ubond.bond import targets
 from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.slave import Slave
 from ubond.bond.state import State
@@ -57,7 +58,10 @@ def may_stand_in(state: State) -> bool:
 def set_roles(state: State) -> None:
     """Give every slave the role that the mode has for it: one active, or all."""
     for slave in state.slaves:
-        slave.backup = rules(state).selects and slave is not state.active
+        if rules(state).selects:
+            slave.backup = slave not in (state.active, state.probing.rotating)
+        elif state.watches_carrier or not state.probes:
+            slave.backup = False    # else probing gives each the role that its link has
 
 
 def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) -> TxTable:
@@ -66,7 +70,7 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
     all_receive = not mode.selects or state.settings.number("all_slaves_active") == 1
 
     def row(slave: Slave) -> TableSlave:
-        receives = all_receive or slave is sender
+        receives = all_receive or slave is sender or (sender is None and slave is state.probing.rotating)
         return TableSlave(slave.name, slave.can_transmit, receives, slave.queue_id)
 
     def index(slave: Slave) -> int:
@@ -81,6 +85,7 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
         takeover=not state.strict,
         hold=mac_policy(state) is not FailOverMac.NONE,
         address=bytes(state.mac),
+        watch=targets.watch(state),
     )
 
 

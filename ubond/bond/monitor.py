@@ -1,7 +1,8 @@
 """When to look at the links, what a look leads to, and when to repeat announcements.
 
 The MII monitor: one pass every miimon while the bond is up.  A pass first looks at every
-slave, then commits what it found.  Other evidence (ARP, NS) will come in beside it.
+slave, then commits what it found.  What it sees of a link is the carrier and, where probing
+runs beside it, whether probes are answered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ubond.bond import failover, modes
+from ubond.bond import damping, failover, modes
+from ubond.bond.options import LinkPolicy
 from ubond.bond.slave import Link, Slave, observe
 from ubond.bond.snapshot import LinkState
 from ubond.bond.state import State
@@ -74,6 +76,32 @@ def updelay_ignored(state: State) -> bool:
     return modes.rules(state).selects and state.active is None
 
 
+def sees_link(state: State, slave: Slave) -> bool:
+    """Whether a slave has a link, by all that is known of it (link_policy) and unless it is damped."""
+    link = slave.carrier
+    if state.probes:
+        answers = slave.path is LinkState.UP
+        any_will_do = state.settings.number("link_policy") == LinkPolicy.ANY
+        link = link or answers if any_will_do else link and answers
+    return link and not damping.holds(state, slave)
+
+
+def unsettled(state: State, slave: Slave) -> bool:
+    """Whether the next monitor pass has something to do with a slave."""
+    return slave.link.state in (LinkState.FAIL, LinkState.BACK) or slave.up != sees_link(state, slave)
+
+
+def look_at_once(state: State, out: Transaction) -> None:
+    """Act on readings without waiting for a pass, where no delay asks to wait.
+
+    One such look can call for another: with the active slave gone, updelay no longer counts.
+    """
+    if state.strict or not state.up or not state.watches_carrier:
+        return
+    while hasty := [slave for slave in state.slaves if without_delay(state, slave)]:
+        look(state, hasty, out)
+
+
 def look(state: State, slaves: Iterable[Slave], out: Transaction) -> None:
     """One pass of the MII monitor over these slaves: look at all, then commit what changed."""
     ignore = updelay_ignored(state)
@@ -83,7 +111,7 @@ def look(state: State, slaves: Iterable[Slave], out: Transaction) -> None:
         role = ""
         if modes.rules(state).selects:
             role = "backup " if slave.backup else "active "
-        link, lines = observe(slave.link, slave.carrier, delays, ignore_updelay=ignore, role=role)
+        link, lines = observe(slave.link, sees_link(state, slave), delays, ignore_updelay=ignore, role=role)
         for line in lines:
             out.info(line, slave.name)
         if link.state is LinkState.UP and slave.link.state in (LinkState.DOWN, LinkState.BACK):
@@ -120,20 +148,20 @@ def came_up(state: State, slave: Slave, out: Transaction) -> bool:
 
 def went_down(state: State, slave: Slave, out: Transaction) -> bool:
     """Commit a link that is down; True if it was the active slave's."""
-    slave.count_failure()
+    damping.failed(state, slave, out)
     out.info("link status definitely down, disabling slave", slave.name)
     return slave is state.active
 
 
 def without_delay(state: State, slave: Slave) -> bool:
     """Whether what the last reading asks for has no delay, so that no pass need be waited for."""
-    delays = state.settings.delays
+    delays, link = state.settings.delays, sees_link(state, slave)
     match slave.link.state:
         case LinkState.UP:
-            return delays.down == 0 and not slave.carrier
+            return delays.down == 0 and not link
         case LinkState.DOWN:
-            return slave.carrier and (delays.up == 0 or updelay_ignored(state))
+            return link and (delays.up == 0 or updelay_ignored(state))
         case LinkState.BACK:
-            return not slave.carrier or updelay_ignored(state)
+            return not link or updelay_ignored(state)
         case LinkState.FAIL:
             return False

@@ -68,6 +68,20 @@ class PrimaryReselect(enum.IntEnum):
     FAILURE = 2
 
 
+class LinkPolicy(enum.IntEnum):
+    """With MII and ARP monitor at once: who must see a link for it to be up."""
+
+    ALL = 0
+    ANY = 1
+
+
+class Probe(enum.IntEnum):
+    """Which targets are found without being configured."""
+
+    OFF = 0
+    GATEWAY = 1
+
+
 class When(enum.Enum):
     """When an option may be written."""
 
@@ -132,6 +146,8 @@ class Option:
     ours: int | str | None = None
     default_word: int | None = None
     aliases: tuple[str, ...] = ()
+    driver: bool = True
+    """Whether the bonding driver has it too."""
     unsettable: str | None = None
     """Why this version takes no other value than the default, or None when it takes all."""
 
@@ -201,7 +217,6 @@ def _enum(*names: str) -> dict[int, str]:
 
 _OFF_MAX = {"off": 0, "maxval": INT_MAX}
 _SWITCH = {0: "off", 1: "on"}
-_ARP_LATER = "the ARP monitor is not part of this version; use miimon"
 _LACP_LATER = "mode 802.3ad is not part of this version"
 
 _TABLE = (
@@ -213,14 +228,14 @@ _TABLE = (
            _enum("layer2", "layer3+4", "layer2+3", "encap2+3", "encap3+4", "vlan+srcmac"), default_word=0),
     Option("arp_validate", Kind.ENUM, "on which slaves ARP evidence is checked", 0,
            _enum("none", "active", "backup", "all", "filter", "filter_active", "filter_backup"),
-           modes=ARP_CAPABLE, default_word=0, unsettable=_ARP_LATER),
+           modes=ARP_CAPABLE, default_word=0),
     Option("arp_all_targets", Kind.ENUM, "whether any or all ARP targets must answer", 0,
            _enum("any", "all"), default_word=0),
     Option("fail_over_mac", Kind.ENUM, "what happens to MAC addresses at failover", 0,
            _enum("none", "active", "follow"), when=When.EMPTY, default_word=0),
     Option("arp_interval", Kind.MS, "milliseconds between ARP probes (0: off)", 0, words=_OFF_MAX,
-           hi=INT_MAX, modes=ARP_CAPABLE, default_word=0, unsettable=_ARP_LATER),
-    Option("arp_ip_target", Kind.LIST, "IPv4 addresses to probe", "", unsettable=_ARP_LATER),
+           hi=INT_MAX, modes=ARP_CAPABLE, default_word=0),
+    Option("arp_ip_target", Kind.LIST, "IPv4 addresses to probe", ""),
     Option("downdelay", Kind.MS, "how long a lost link is forgiven; a multiple of miimon", 0,
            words=_OFF_MAX, hi=INT_MAX, default_word=0),
     Option("updelay", Kind.MS, "how long a returned link is distrusted; a multiple of miimon", 0,
@@ -265,7 +280,7 @@ _TABLE = (
     Option("arp_missed_max", Kind.NUMBER, "silent ARP intervals before a slave is down", 2,
            words={"minval": 1, "maxval": 255}, lo=1, hi=255, modes=ARP_CAPABLE, default_word=2,
            aliases=("missed_max",)),
-    Option("ns_ip6_target", Kind.LIST, "IPv6 addresses to probe", "", unsettable=_ARP_LATER),
+    Option("ns_ip6_target", Kind.LIST, "IPv6 addresses to probe", ""),
     Option("prio", Kind.PER_SLAVE, "which slave to prefer; the greatest wins", 0,
            lo=-INT_MAX - 1, hi=INT_MAX, modes=USES_PRIMARY),
     Option("coupled_control", Kind.SWITCH, "LACP mux: collecting and distributing together", 1, _SWITCH,
@@ -276,9 +291,23 @@ _TABLE = (
            modes=LACP_ONLY, unsettable=_LACP_LATER),
     Option("lacp_strict", Kind.SWITCH, "carrier only with a LACP partner", 0, _SWITCH, modes=LACP_ONLY,
            default_word=0, unsettable=_LACP_LATER),
+    Option("link_policy", Kind.ENUM, "whether all or any of two monitors must see a link", 0,
+           _enum("all", "any"), default_word=0, driver=False),
+    Option("probe", Kind.ENUM, "probe the default gateway of the bond, as the routes have it", 0,
+           _enum("off", "gateway"), default_word=0, modes=ARP_CAPABLE, driver=False),
+    Option("damping_half_life", Kind.SECONDS, "seconds in which a flapping slave's penalty halves (0: off)", 0,
+           words={"off": 0, "maxval": 86400}, hi=86400, default_word=0, driver=False),
+    Option("damping_penalty", Kind.NUMBER, "penalty for each failure of a link", 1000,
+           words={"maxval": 100000}, lo=1, hi=100000, default_word=1000, driver=False),
+    Option("damping_suppress", Kind.NUMBER, "penalty from which on a slave is left out", 2000,
+           words={"maxval": 1000000}, lo=1, hi=1000000, default_word=2000, driver=False),
+    Option("damping_reuse", Kind.NUMBER, "penalty below which it is used again", 750,
+           words={"maxval": 1000000}, hi=1000000, default_word=750, driver=False),
+    Option("damping_max", Kind.SECONDS, "seconds after which it is used again in any case", 60,
+           words={"maxval": 86400}, lo=1, hi=86400, default_word=60, driver=False),
 )
 
-#: name -> option, in the driver's numbering order.
+#: name -> option, in the driver's numbering order, then those of ours.
 OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option in _TABLE})
 
 _ALIASES = {alias: option.name for option in _TABLE for alias in option.aliases}
@@ -291,7 +320,8 @@ APPLY_ORDER = (
     "all_slaves_active", "min_links", "lp_interval", "packets_per_slave", "lacp_active", "lacp_rate",
     "ad_select", "ad_actor_sys_prio", "ad_user_port_key", "ad_actor_system", "tlb_dynamic_lb",
     "arp_missed_max", "coupled_control", "broadcast_neighbor", "lacp_strict", "slaves", "queue_id",
-    "prio", "actor_port_prio",
+    "prio", "actor_port_prio", "link_policy", "probe", "damping_half_life", "damping_penalty",
+    "damping_suppress", "damping_reuse", "damping_max",
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from ubond.bond import failover, modes, options
+from ubond.bond import failover, modes, options, targets
 from ubond.bond.events import Level, OptionWritten
-from ubond.bond.options import Mode, Option, OptionError
+from ubond.bond.options import Mode, Option, OptionError, Probe
 from ubond.bond.settings import RAW, check_supported, check_when, find, generic_line, word
 from ubond.bond.slave import Slave
 from ubond.bond.state import State
@@ -58,7 +58,6 @@ STORED: Mapping[str, str] = MappingProxyType(
         "xmit_hash_policy": "xmit hash policy %",
         "arp_validate": "arp_validate %",
         "arp_all_targets": "arp_all_targets %",
-        "arp_interval": "ARP monitoring interval",
         "min_links": "min links value",
         "ad_select": "ad_select %",
         "use_carrier": "use_carrier",
@@ -92,14 +91,50 @@ def set_fail_over_mac(state: State, option: Option, value: int | str, out: Trans
 
 
 def set_miimon(state: State, option: Option, value: int | str, out: Transaction) -> None:
-    """Change the time between passes; delays keep their number of passes."""
+    """Change the time between passes; delays keep their number of passes.
+
+    The driver has one monitor at a time; without `strict` both may run.
+    """
     settings = state.settings
     settings.store("miimon", value)
     out.debug(f"Setting MII monitoring interval to {value}")
+    if value and state.strict and state.probes:
+        out.debug("MII monitoring cannot be used with ARP monitoring - disabling ARP monitoring...")
+        settings.store("arp_interval", 0)
+        settings.store("arp_validate", 0)
     for delay in ("updelay", "downdelay", "peer_notif_delay"):
         if settings.number(delay):
             ms = settings.number(delay) * settings.miimon
             out.debug(f"Note: Updating {delay} (to {ms}) since it is a multiple of the miimon value")
+
+
+#: ms between probes where `probe=gateway` is the first to ask for any.
+PROBE_EVERY = 500
+
+
+def set_arp_interval(state: State, option: Option, value: int | str, out: Transaction) -> None:
+    """Change the time between probes; 0 stops them."""
+    settings = state.settings
+    settings.store("arp_interval", value)
+    out.debug(f"Setting ARP monitoring interval to {value}")
+    if value and state.strict and settings.miimon:
+        out.debug("ARP monitoring cannot be used with MII monitoring. Disabling MII monitoring")
+        settings.store("miimon", 0)
+    if value and not targets.all_targets(state):
+        out.debug("ARP monitoring has been set up, but no ARP targets have been specified")
+
+
+def set_probe(state: State, option: Option, value: int | str, out: Transaction) -> None:
+    """Probe the default gateway, or no longer; without an arp_interval one is chosen."""
+    settings = state.settings
+    if value == Probe.GATEWAY and state.strict:
+        raise OptionError(E.EOPNOTSUPP, ["option probe: the driver knows no such thing, and --strict was asked for"])
+    settings.store("probe", value)
+    out.debug(f"Setting probe to {word(option, int(value))} ({value})")
+    if value == Probe.GATEWAY and not state.probes:
+        settings.store("arp_interval", PROBE_EVERY)
+    elif value == Probe.OFF and not targets.all_targets(state):
+        settings.store("arp_interval", 0)
 
 
 def set_delay(state: State, option: Option, value: int | str, out: Transaction) -> None:
@@ -221,6 +256,10 @@ SETTERS: Mapping[str, Setter] = MappingProxyType(
         "mode": set_mode,
         "fail_over_mac": set_fail_over_mac,
         "miimon": set_miimon,
+        "arp_interval": set_arp_interval,
+        "arp_ip_target": targets.set_targets,
+        "ns_ip6_target": targets.set_targets,
+        "probe": set_probe,
         "updelay": set_delay,
         "downdelay": set_delay,
         "peer_notif_delay": set_delay,

@@ -54,6 +54,10 @@ class Settings:
         """The stored number of an option."""
         return int(self.values[name])
 
+    def text(self, name: str) -> str:
+        """The stored text of an option that is no number."""
+        return str(self.values[name])
+
     def store(self, name: str, value: int | str) -> None:
         self.values[name] = value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ubond.bond.events import DUPLEX_HALF, DUPLEX_UNKNOWN, SPEED_UNKNOWN, Held
+from ubond.bond.evidence import TARGETS_MAX
 from ubond.bond.quarrel import Quarrel
 from ubond.bond.snapshot import LinkState, SlaveSnapshot
 from ubond.wire import MacAddr
@@ -73,6 +74,39 @@ def observe(
     return link, tuple(lines)
 
 
+@dataclass(slots=True)
+class Stamps:
+    """When probing last saw what of a slave (monotonic ns).
+
+    `received`: what counts as life; `targets`: the same per target's slot; `sent`: a probe of ours;
+    `up`: the link came up, the slave became the active one, or was tried as the rotating one.
+    """
+
+    received: int
+    sent: int
+    up: int
+    targets: list[int]
+
+    @classmethod
+    def all_at(cls, received: int, up: int) -> Stamps:
+        return cls(received, received, up, [received] * TARGETS_MAX)
+
+    def shift(self, by: int, now: int) -> None:
+        """Move all on by a time that does not count, but not beyond now."""
+        self.received, self.sent = min(self.received + by, now), min(self.sent + by, now)
+        self.up = min(self.up + by, now)
+        self.targets = [min(at + by, now) for at in self.targets]
+
+
+@dataclass(slots=True)
+class Flaps:
+    """How flap damping stands: the `penalty` as it was `at` (ns), since when `suppressed` (None: not)."""
+
+    penalty: float = 0.0
+    at: int = 0
+    suppressed: int | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Slave:
     """One slave of the bond.  Compared by identity: names can change.
@@ -93,7 +127,7 @@ class Slave:
     reported: tuple[int, int] = (SPEED_UNKNOWN, DUPLEX_UNKNOWN)
     speed: int = SPEED_UNKNOWN
     duplex: int = DUPLEX_UNKNOWN
-    backup: bool = True
+    backup: bool = False
     failures: int = 0
     queue_id: int = 0
     prio: int = 0
@@ -103,6 +137,10 @@ class Slave:
     """The journal did not take `held` as it is now."""
     closed: bool = False
     """Somebody has set it administratively down."""
+    stamps: Stamps = field(default_factory=lambda: Stamps.all_at(0, 0))
+    path: LinkState = LinkState.UP
+    """What probing makes of it; with no other monitor `link` follows it."""
+    flaps: Flaps = field(default_factory=Flaps)
     quarrels: dict[str, Quarrel] = field(default_factory=dict)
     """What somebody else has changed on it, by its name (`MAC`, `gate`, ...)."""
 
@@ -114,11 +152,6 @@ class Slave:
     def can_transmit(self) -> bool:
         """Up by the state machine and running by the last reading."""
         return self.up and self.carrier
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether the next monitor pass has something to do here."""
-        return self.link.state in (LinkState.FAIL, LinkState.BACK) or self.up != self.carrier
 
     def read_speed(self) -> None:
         """Take over what the NIC last reported."""
@@ -146,6 +179,8 @@ class Slave:
             mtu=self.mtu,
             queue_id=self.queue_id,
             prio=self.prio,
+            answers=self.path is LinkState.UP,
+            suppressed=self.flaps.suppressed is not None,
             repairs=tuple((what, each.repairs) for what, each in sorted(self.quarrels.items())),
             fights=tuple(what for what, each in sorted(self.quarrels.items()) if each.fight),
         )

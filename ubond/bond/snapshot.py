@@ -23,8 +23,9 @@ class LinkState(enum.Enum):
 class SlaveSnapshot:
     """One slave.  `permanent`: its MAC at enslave time; `mac`: the one it has now;
     `backup`: its role; `speed` Mbit/s or SPEED_UNKNOWN, `duplex` as in `events`;
-    `repairs`: how often what was put right after somebody else; `fights`: what is left alone now,
-    because somebody changes it again and again."""
+    `answers`: its path, as far as it is probed; `suppressed`: by flap damping;
+    `repairs`: how often what was put right after somebody else;
+    `fights`: what is left alone now, because somebody changes it again and again."""
 
     name: str
     index: int
@@ -38,6 +39,8 @@ class SlaveSnapshot:
     mtu: int = 1500
     queue_id: int = 0
     prio: int = 0
+    suppressed: bool = False
+    answers: bool = True
     repairs: tuple[tuple[str, int], ...] = ()
     fights: tuple[str, ...] = ()
 
@@ -46,6 +49,7 @@ class SlaveSnapshot:
 class BondSnapshot:
     """One bond.  `options`: every option as the driver would read it back (delays in ms);
     `primary`: the enslaved primary, None when it is only configured;
+    `targets`: who is probed, the `gateways` found by `probe=gateway` among them;
     `stand_in`: the slave that sends while the active one waits out its downdelay;
     `repairs`: of all slaves there ever were; `awaited`: slaves that vanished and will be
     enslaved again when they return."""
@@ -62,5 +66,7 @@ class BondSnapshot:
     stand_in: str | None
     slaves: tuple[SlaveSnapshot, ...]
     monitored: bool = True
+    targets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
     repairs: tuple[tuple[str, int], ...] = ()
     awaited: tuple[str, ...] = ()

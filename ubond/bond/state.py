@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ubond.bond.document import GIVEN
-from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, UpperFacts
+from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, TargetRoute, UpperFacts
 from ubond.bond.settings import Settings
 from ubond.bond.slave import Slave
 from ubond.bond.transaction import Transaction
@@ -30,6 +30,21 @@ class Awaited:
     queue_id: int
     prio: int
     refused: str = ""
+
+
+@dataclass(slots=True)
+class Probing:
+    """What the ARP and NS monitor knows beyond the slaves' stamps.
+
+    `due`: when its next pass is (ns), None while it does not run; `rotating`: the slave that is tried
+    while there is no active one; `routes`: by target; `gateways`: what `probe=gateway` has found.
+    """
+
+    due: int | None = None
+    rotating: Slave | None = None
+    routes: dict[str, TargetRoute] = field(default_factory=dict)
+    gateways: tuple[str, ...] = ()
+    warned: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -64,13 +79,24 @@ class State:
     mac_before: MacAddr | None = None
     awaited: dict[str, Awaited] = field(default_factory=dict)
     repairs: dict[str, int] = field(default_factory=dict)
+    probing: Probing = field(default_factory=Probing)
 
     def find(self, name: str) -> Slave | None:
         return next((slave for slave in self.slaves if slave.name == name), None)
 
     @property
-    def monitored(self) -> bool:
+    def watches_carrier(self) -> bool:
+        """The MII monitor is on."""
         return self.settings.miimon > 0
+
+    @property
+    def probes(self) -> bool:
+        """The ARP and NS monitor is on."""
+        return self.settings.number("arp_interval") > 0
+
+    @property
+    def monitored(self) -> bool:
+        return self.watches_carrier or self.probes
 
     def set_slave_mac(self, slave: Slave, mac: MacAddr, out: Transaction) -> None:
         """Give a slave another MAC, written to the journal before it is set."""

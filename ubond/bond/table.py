@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from ubond.bond.evidence import NOTHING, Watch
+
 
 class Spread(enum.IntEnum):
     """How the worker picks a slave for a frame."""
@@ -50,7 +52,7 @@ class TxTable:
     `takeover`: whether the worker may make a successor provisionally active by itself;
     without it frames are lost until the next table, as with the driver.
     `hold`: a takeover must wait for the next table, because a MAC has to move first.
-    `address`: the bond's MAC, six bytes.
+    `address`: the bond's MAC, six bytes.  `watch`: what frames prove that a path lives.
     """
 
     spread: Spread
@@ -62,3 +64,4 @@ class TxTable:
     hold: bool = False
     divert: Divert = Divert.NONE
     address: bytes = bytes(6)
+    watch: Watch = NOTHING

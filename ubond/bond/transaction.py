@@ -25,9 +25,11 @@ class Transaction:
 
     `moves`: addresses that must be in place before frames may follow the new table;
     `steps`: what is done to an interface before it joins or after it has left the table.
+    `now`: when the event was seen (monotonic ns).
     `changed`: why the active slave changed, if it did; `source`: who noticed the event.
     """
 
+    now: int = 0
     moves: list[Action] = field(default_factory=list)
     table: PublishTable | None = None
     carrier: SetBondCarrier | None = None

@@ -85,14 +85,16 @@ def _number(setting: Setting | None, unset: int = 0) -> int:
 
 
 def _look_at_monitor(kept: Mapping[str, Setting], file: str, notes: list[Note]) -> None:
-    setting = kept.get("miimon")
+    setting, probes = kept.get("miimon"), _number(kept.get("arp_interval")) > 0
     if setting is None:
         default = OPTIONS["miimon"].start
         text = f"no link monitor is set: miimon={default} is used, so that a lost link is noticed"
+        if probes:
+            text = f"miimon={default} is used beside the ARP monitor; miimon=0 turns it off"
         notes.append(Note(file, 0, text))
-    elif setting.value == 0:
+    elif setting.value == 0 and not probes:
         notes.append(setting.note("miimon=0: this bond will not notice a lost link"))
-    elif setting.value not in _MIIMON_SANE:
+    elif setting.value and setting.value not in _MIIMON_SANE:
         notes.append(setting.note(f"{setting.label} is unusual: the unit is milliseconds"))
 
 
