@@ -11,7 +11,7 @@ from pathlib import Path
 from _report import note
 
 HERE = Path(__file__).resolve().parent
-BENCHES = ("failover_out", "failover_in", "failover_flows", "tcp", "pps", "rtt", "idle", "startup")
+BENCHES = ("failover_out", "failover_in", "failover_flows", "tcp", "tunnels", "pps", "rtt", "idle", "startup")
 
 
 def row(result: dict[str, object]) -> str:
