@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
+import os
+import select
 from pathlib import Path
 
 import pytest
 
-from ubond.managers import Managers
+from ubond.managers import Errand, Managers
 
 PRESENT = {
     "NetworkManager": ("run/NetworkManager/", "usr/sbin/NetworkManager"),
@@ -132,3 +135,11 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Path) -> 
     Managers("bond0", root).tell(["eth1"])
     assert victim.read_text() == "mine"
     assert not (root / "run/systemd/network/10-ubond-bond0.network").is_symlink()
+
+
+def test_the_child_that_runs_errands_holds_nothing_that_it_was_forked_with() -> None:
+    reader, writer = os.pipe()      # as `ubond up` waits for the end of one
+    with contextlib.closing(Errand()), os.fdopen(reader, "rb") as pipe:
+        os.close(writer)
+        assert select.select([pipe], [], [], 10)[0], "the child has kept the writing end"
+        assert pipe.read() == b""

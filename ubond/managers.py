@@ -185,7 +185,7 @@ class Errand:
         if os.fork() == 0:
             code = 1
             try:
-                self._ours.close()
+                _close_all_but(theirs.fileno())
                 _serve_errands(theirs)
                 code = 0
             finally:
@@ -201,6 +201,12 @@ class Errand:
     def close(self) -> None:
         """The child ends; nobody waits for it, process 1 collects it."""
         self._ours.close()
+
+
+def _close_all_but(keep: int) -> None:
+    """Close what a fork has inherited: the lock, and the pipe whose end `ubond up` waits for."""
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _serve_errands(socket_: socket.socket) -> None:
