@@ -43,6 +43,8 @@ class Managers:
         self._errand = errand
         self._given = root or _root_from_environment()
         self._root = self._given or Path("/")
+        # Asked once: a daemon that has given up its other capabilities may not look at process 1 any more.
+        self._concerned = self._given is not None or _is_the_managers_namespace()
         self._interfaces: tuple[str, ...] = ()
         self._slaves: tuple[str, ...] = ()
         self._turn = threading.Lock()
@@ -103,10 +105,6 @@ class Managers:
             self._reload()
 
     # ── who is here ──────────────────────────────────────────────────────────────────
-
-    @property
-    def _concerned(self) -> bool:
-        return self._given is not None or _is_the_managers_namespace()
 
     @property
     def _networkmanager(self) -> bool:
