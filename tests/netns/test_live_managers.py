@@ -1,11 +1,12 @@
-"""Where another manager of interfaces is at work, a running bond tells it to keep off.
+"""Where another manager of interfaces is at work, a running bond has it keep off, and gives it its NICs back.
 
-The host is given a process 1, a /run and a /usr/local/sbin of its own, so that it looks like one on which
-NetworkManager runs, whose `nmcli` notes what it is asked.  (`tests/guest` has the real one.)
+The managers are the real ones, told to configure every NIC they see.  They run in mount and process namespaces
+of their own, with a private /run, in the host's network namespace: there they are process 1's children.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -15,24 +16,62 @@ from tests.netns.world import World
 
 pytestmark = pytest.mark.netns
 
-HOST = """
+#: A machine with a message bus and no udev: with /sys read-only the managers do not wait for it.
+MACHINE = r"""
 set -e
 mount -t tmpfs -o mode=755 run /run
+mount -o remount,bind,ro /sys
+mkdir -p /run/dbus /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases
+ubond() { "$PYTHON" -m ubond "$@"; }
+until_so() {        # wait until a command says a line, within 30 s
+    for i in $(seq 300); do "$2" "$3" | grep -q "^$1" && return; sleep 0.1; done
+    echo "never: $2 $3 says $1" >&2; "$2" "$3" >&2; exit 1
+}
+bus() { dbus-daemon --system --fork --nopidfile; }
+"""
+#: With `state NIC` to say what the manager does with it.
+BOND = r"""
+for nic in eth1 eth2; do until_so "$BUSY" state $nic; done
+ubond up bond0 eth1 eth2
+for nic in eth1 eth2 bond0; do until_so unmanaged state $nic; done
+echo up; cat $FILE
+ubond remove bond0 eth2
+until_so "$BUSY" state eth2
+state eth1; state bond0
+echo removed; cat $FILE
+ubond down bond0
+for nic in eth1 eth2; do until_so "$BUSY" state $nic; done
+echo down; ls $FILE 2>/dev/null || echo gone
+"""
+NETWORKD = r"""
+BUSY=config FILE=/run/systemd/network/10-ubond-bond0.network
+printf '[Match]\nName=eth*\n\n[Network]\nDHCP=yes\n' >/run/systemd/network/90-every.network
+chown -R systemd-network /run/systemd/netif
+state() { sed -n s/^ADMIN_STATE=//p /run/systemd/netif/links/$(ip link show $1 | sed -n '1s/:.*//p'); }
+bus
+/lib/systemd/systemd-networkd 2>/dev/null &
+"""
+NETWORKMANAGER = r"""
+BUSY=connect FILE=/run/NetworkManager/conf.d/ubond-bond0.conf
+mkdir /run/NetworkManager
+mount -t tmpfs state /var/lib/NetworkManager
+state() { nmcli -t -f DEVICE,STATE device | sed -n "s/^$1://p"; }
+bus
+NetworkManager
+"""
+#: Where it is not installed (installing it would have it take over this machine): what it would be asked.
+NMCLI = r"""
+FILE=/run/NetworkManager/conf.d/ubond-bond0.conf BUSY=ours
 mount -t tmpfs -o mode=755 sbin /usr/local/sbin
 export PATH=/usr/local/sbin:$PATH
 mkdir /run/NetworkManager
-printf '#!/bin/sh\\necho "$@" >>/run/asked\\n' >/usr/local/sbin/nmcli
+cat >/usr/local/sbin/nmcli <<'SCRIPT'
+#!/bin/sh
+[ "$*" = "general reload conf" ] && cat /run/NetworkManager/conf.d/* >/run/read 2>/dev/null
+true
+SCRIPT
 chmod +x /usr/local/sbin/nmcli
-ubond() { "$PYTHON" -m ubond "$@"; }
-file=/run/NetworkManager/conf.d/ubond-bond0.conf
-ubond up bond0 eth1 eth2
-echo up; cat $file
-ubond remove bond0 eth2
-for _ in $(seq 200); do grep -q eth2 $file || break; sleep 0.05; done
-echo removed; cat $file
-ubond down bond0
-echo down; ls /run/NetworkManager/conf.d
-echo asked; sort -u /run/asked
+state() { grep -q "interface-name:$1\b" /run/read 2>/dev/null && echo unmanaged || echo ours; }
 """
 
 
@@ -42,16 +81,25 @@ def world() -> Iterator[World]:
         yield world
 
 
-def test_networkmanager_is_told_of_bond_and_slaves_and_asked_to_read_it(world: World) -> None:
-    # The commands of a private mount and process namespace, all in the host's network namespace.
-    own = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
-    said = world.host.run(*own, "env", f"PYTHON={sys.executable}", "sh", "-c", HOST, timeout=120).stdout
-    up, _, rest = said.partition("removed\n")
-    removed, _, rest = rest.partition("down\n")
-    left, _, asked = rest.partition("asked\n")
-    devices = "interface-name:bond0;interface-name:eth1;interface-name:eth2"
-    assert f"match-device={devices}\nmanaged=0" in up
-    assert "eth1" in removed
-    assert "eth2" not in removed
-    assert left == ""
-    assert asked == "general reload conf\n"
+def life_of_a_bond(world: World, manager: str) -> tuple[str, str]:
+    """The manager's file while the bond has two slaves, and when it has one; both managed again at the end."""
+    own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    script = MACHINE + manager + BOND
+    said = world.host.run(*own, "env", f"PYTHON={sys.executable}", "sh", "-c", script, timeout=240).stdout
+    up, _, rest = said.partition("up\n")[2].partition("removed\n")
+    removed, _, left = rest.partition("down\n")
+    assert up.endswith("unmanaged\nunmanaged\n")    # eth1 and bond0, after eth2 was given back
+    assert left == "gone\n"
+    return up, removed
+
+
+def test_networkd(world: World) -> None:
+    up, removed = life_of_a_bond(world, NETWORKD)
+    assert "Name=bond0 eth1 eth2\n\n[Link]\nUnmanaged=yes\n" in up
+    assert "Name=bond0 eth1\n" in removed
+
+
+def test_networkmanager(world: World) -> None:
+    up, removed = life_of_a_bond(world, NETWORKMANAGER if shutil.which("NetworkManager") else NMCLI)
+    assert "match-device=interface-name:bond0;interface-name:eth1;interface-name:eth2\nmanaged=0\n" in up
+    assert "match-device=interface-name:bond0;interface-name:eth1\nmanaged=0\n" in removed
