@@ -5,7 +5,7 @@ PYTHON = .venv/bin/python
 # An ordinary user gets a user namespace where the system allows that, and a clear line where not.
 WORLD = $(PYTHON) -m ubond.lab world --
 
-.PHONY: help demo test kills guest containers bench build lint clean
+.PHONY: help demo test kills guest containers fuzz sanitize bench build lint clean
 
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
@@ -13,6 +13,8 @@ help:
 	@echo "make kills   killed at every call that changes something, mended in each of three ways (15 minutes)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
 	@echo "make containers  podman containers with two capabilities (a minute)"
+	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
+	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make lint    ruff and mypy alone"
@@ -37,6 +39,15 @@ guest:
 containers:
 	@tools/prepare containers
 	@$(PYTHON) -m pytest -m container tests/containers
+
+TIME = 60
+fuzz:
+	@tools/prepare fuzz
+	@$(PYTHON) -m tests.fuzz.run --time $(TIME) $(TARGETS)
+
+sanitize:
+	@tools/prepare test
+	@$(WORLD) tools/sanitize $(TESTS)
 
 bench:
 	@tools/prepare bench

@@ -377,6 +377,26 @@ def test_client_tells_when_the_daemon_ends_without_an_answer() -> None:
                 client.request("ping")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"\n", b"null\n", b"[]\n", b"{}\n",
+     b'{"error":{"code":1}}\n', b'{"error":5}\n', b"[" * 50000 + b"\n", b"x" * 200000],
+    ids=lambda answer: answer[:12].decode(),
+)  # fmt: skip
+def test_client_says_so_when_something_else_answers(answer: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="ub") as directory, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{directory}/s")
+        server.listen()
+        with Client(f"{directory}/s") as client:
+            peer, _ = server.accept()
+            with peer:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                peer.sendall(answer)
+            with pytest.raises(ControlError, match="no daemon of ubond") as caught:
+                client.request("ping")
+        assert caught.value.errno == "EPROTO"
+
+
 # ── the parser, with anything ────────────────────────────────────────────────────────
 
 json_values = st.recursive(

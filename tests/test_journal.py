@@ -92,7 +92,8 @@ def test_no_journal_holds_nothing(journal: Journal, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"\n", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"version": 1, "bond": "bond0", "slaves": []}'],
+    [b"", b"\n", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"version": 1, "bond": "bond0", "slaves": []}',
+     b"[" * 100000],
 )
 def test_an_unreadable_file_is_named_kept_aside_and_out_of_the_way(journal: Journal, text: bytes) -> None:
     journal.path.write_bytes(text)
@@ -113,6 +114,20 @@ def test_a_file_of_another_version_or_bond_is_not_believed(journal: Journal, key
     journal.remember(ETH1)
     journal.path.write_text(json.dumps(json.loads(journal.path.read_text()) | {key: value}))
     with pytest.raises(JournalError):
+        again(journal).load()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mtu", "1500"), ("mtu", True), ("mtu", -1), ("index", 2**64), ("up", 1), ("alias", None), ("slave", "../eth1"),
+     ("slave", 7), ("addr_gen_mode", "0"), ("features", [["rx-gro", True]]), ("mac", 5), ("strange", 1)],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_not_believed(journal: Journal, field: str, value: object) -> None:
+    journal.remember(ETH1)
+    content = json.loads(journal.path.read_text())
+    content["slaves"]["eth1"][field] = value
+    journal.path.write_text(json.dumps(content))
+    with pytest.raises(JournalError, match="cannot be understood"):
         again(journal).load()
 
 

@@ -66,7 +66,7 @@ MAY: dict[str, frozenset[str]] = {
     "gate_bridge": LOW | {"rtnl"},
     "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},
-    "journal": LOW | {"paths"},
+    "journal": LOW | {"bond.spec", "paths"},
     "doors": LOW | {"bond.document", "bond.reception", "bond.table", "datapath", "filters", "gates", "journal"}
     | {"netlink", "ports", "steering"},
     # library

@@ -511,6 +511,54 @@ cdef void tell_report(fp_worker* w) noexcept nogil:
 
 # ── the worker's life ────────────────────────────────────────────────────────────────
 
+cdef bint get_memory(fp_worker* w) noexcept nogil:
+    w.arena = <uint8_t*>map_pages(ARENA)
+    w.near = <uint8_t*>map_pages(BATCH * NEAR)
+    w.far = <uint8_t*>map_pages(BATCH * FRAME_MAX)
+    w.arena_in = <uint8_t*>map_pages(NEAR + FRAME_MAX)
+    w.divert = <fp_diverted*>map_pages(DIVERT_RING * sizeof(fp_diverted))
+    return (w.arena is not NULL and w.near is not NULL and w.far is not NULL and w.arena_in is not NULL
+            and w.divert is not NULL)
+
+
+cdef void give_memory_back(fp_worker* w) noexcept nogil:
+    unmap_pages(w.arena, ARENA)
+    unmap_pages(w.near, BATCH * NEAR)
+    unmap_pages(w.far, BATCH * FRAME_MAX)
+    unmap_pages(w.arena_in, NEAR + FRAME_MAX)
+    unmap_pages(w.divert, DIVERT_RING * sizeof(fp_diverted))
+
+
+cdef void furnish(fp_worker* w, fp_shared* s) noexcept nogil:
+    """Give a worker that has its memory all that it needs besides a table and a TAP."""
+    cdef epoll_event event
+    cdef uint32_t i
+    w.shared = s
+    w.active = w.stand_in = -1
+    w.rx_burst = BATCH
+    w.tx_burst = 1
+    w.tap_armed = True
+    w.random = <uint64_t>fp_now() | 1
+    w.epoll = epoll_create1(EPOLL_CLOEXEC)
+    w.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    w.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+    for i in range(BATCH):
+        w.tx[i].msg_hdr.msg_iov = &w.tx_part[i]
+        w.tx[i].msg_hdr.msg_iovlen = 1
+        w.rx_part[2 * i].iov_base = w.near + i * NEAR + HEADROOM
+        w.rx_part[2 * i].iov_len = NEAR - HEADROOM
+        w.rx_part[2 * i + 1].iov_base = w.far + i * FRAME_MAX
+        w.rx_part[2 * i + 1].iov_len = FRAME_MAX
+        w.rx[i].msg_hdr.msg_iov = &w.rx_part[2 * i]
+        w.rx[i].msg_hdr.msg_iovlen = 2
+        w.rx[i].msg_hdr.msg_control = &w.control[64 * i]
+    event.events = EPOLLIN
+    event.data.u64 = KICK_EVENT
+    epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.kick, &event)
+    event.data.u64 = TIMER_EVENT
+    epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.timer, &event)
+
+
 cdef void tell(fp_shared* s, uint8_t kind, uint8_t port, uint8_t other, uint8_t carrier) noexcept nogil:
     """Leave a note for control."""
     cdef fp_board* b = &s.board
@@ -763,58 +811,19 @@ cdef class Engine:
 
     cdef _prepare_worker(self, taps):
         cdef fp_worker* w = self.w
-        cdef epoll_event event
-        cdef uint32_t i
-        w.shared = &self.shared
-        w.active = w.stand_in = -1
-        w.rx_burst = BATCH
-        w.tx_burst = 1
-        w.tap_armed = True
-        w.random = <uint64_t>fp_now() | 1
-        w.epoll = epoll_create1(EPOLL_CLOEXEC)
-        w.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        w.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
-        w.arena = <uint8_t*>self._map(ARENA)
-        w.near = <uint8_t*>self._map(BATCH * NEAR)
-        w.far = <uint8_t*>self._map(BATCH * FRAME_MAX)
-        w.arena_in = <uint8_t*>self._map(FRAME_MAX)
-        w.divert = <fp_diverted*>self._map(DIVERT_RING * sizeof(fp_diverted))
-        for i in range(BATCH):
-            w.tx[i].msg_hdr.msg_iov = &w.tx_part[i]
-            w.tx[i].msg_hdr.msg_iovlen = 1
-            w.rx_part[2 * i].iov_base = w.near + i * NEAR + HEADROOM
-            w.rx_part[2 * i].iov_len = NEAR - HEADROOM
-            w.rx_part[2 * i + 1].iov_base = w.far + i * FRAME_MAX
-            w.rx_part[2 * i + 1].iov_len = FRAME_MAX
-            w.rx[i].msg_hdr.msg_iov = &w.rx_part[2 * i]
-            w.rx[i].msg_hdr.msg_iovlen = 2
-            w.rx[i].msg_hdr.msg_control = &w.control[64 * i]
-        event.events = EPOLLIN
-        event.data.u64 = KICK_EVENT
-        epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.kick, &event)
-        event.data.u64 = TIMER_EVENT
-        epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.timer, &event)
+        if not get_memory(w):
+            raise MemoryError
+        furnish(w, &self.shared)
         for fd, queue in taps:
             self.add_tap(fd, queue)
         follow_table(w)
-
-    cdef void* _map(self, size_t size) except NULL:
-        cdef void* memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if memory == MAP_FAILED:
-            raise MemoryError
-        return memory
 
     def __dealloc__(self):
         cdef uint32_t i
         if self.w is not NULL:
             for i in range(MAX_SLAVES):
-                if self.shared.port[i].backlog.bytes is not NULL:
-                    munmap(self.shared.port[i].backlog.bytes, ARENA)
-            munmap(self.w.arena, ARENA)
-            munmap(self.w.arena_in, FRAME_MAX)
-            munmap(self.w.near, BATCH * NEAR)
-            munmap(self.w.far, BATCH * FRAME_MAX)
-            munmap(self.w.divert, DIVERT_RING * sizeof(fp_diverted))
+                unmap_pages(self.shared.port[i].backlog.bytes, ARENA)
+            give_memory_back(self.w)
             close(self.w.epoll)
             close(self.w.kick)
             close(self.w.timer)

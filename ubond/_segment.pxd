@@ -25,6 +25,7 @@ cdef enum:
     UDP_ = 17
     GRE_ = 47
     HEADERS_MAX = 512
+    SEGMENTS_MAX = 1400         # 64 KiB in segments of 48 bytes, below which no stack goes: tcp(7), tcp_min_snd_mss
     TCP_FIN_PSH = 0x09
     TCP_CWR = 0x80
 
@@ -146,10 +147,10 @@ cdef inline bint plan_cut(const uint8_t* packet, uint32_t length, fp_cut* cut) n
     if cut.outer_protocol == GRE_ and f[cut.outer_l4] & 0x10:
         return False            # sequence numbers
     cut.headers = cut.inner_l4 + ((f[cut.inner_l4 + 12] >> 4) * 4 if cut.tcp else 8)
-    if cut.headers >= length or cut.headers > HEADERS_MAX or cut.headers < cut.inner_l4 + 8:
+    if cut.headers >= length or cut.headers > HEADERS_MAX or cut.headers < cut.inner_l4 + (20 if cut.tcp else 8):
         return False
     cut.n = (length - cut.headers + cut.size - 1) / cut.size
-    return True
+    return cut.n <= SEGMENTS_MAX
 
 cdef inline void set_ip_length(uint8_t* f, uint32_t at, uint32_t end, bint v4, uint32_t length, uint32_t i) noexcept nogil:
     """Adapt one IP header to a segment that ends at `length`: lengths, number, checksum."""

@@ -9,7 +9,7 @@ of the watch.
 
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 from ubond._frame cimport be16, is_tag
 from ubond._state cimport *
@@ -111,11 +111,10 @@ cdef inline bint backlog_add(fp_port* p, const uint8_t* packet, uint32_t length)
     if b.n == BATCH or b.used + length > ARENA:
         return False
     if b.bytes is NULL:
-        b.bytes = <uint8_t*>mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if <void*>b.bytes == MAP_FAILED:
-            b.bytes = NULL
+        b.bytes = <uint8_t*>map_pages(ARENA)
+        if b.bytes is NULL:
             return False
-    memcpy(b.bytes + b.used, packet, length)
+    memmove(b.bytes + b.used, packet, length)     # what a port gets back moves within its own bytes
     b.offset[b.n] = b.used
     b.length[b.n] = length
     b.used += (length + 15) & ~15u

@@ -10,6 +10,7 @@ cdef extern from * nogil:
     #endif
     #include <errno.h>
     #include <sched.h>
+    #include <stdlib.h>
     #include <string.h>
     #include <time.h>
     #include <unistd.h>
@@ -109,6 +110,26 @@ cdef extern from * nogil:
         return 0;
     }
 
+    /* Zeroed memory, or NULL.  Built with a sanitizer it comes from where a byte too many is seen. */
+    #ifdef __has_feature
+    #if __has_feature(address_sanitizer)
+    #define __SANITIZE_ADDRESS__ 1
+    #endif
+    #endif
+    #ifdef __SANITIZE_ADDRESS__
+    #define fp_map(size) calloc(1, size)
+    #define fp_unmap(memory, size) free(memory)
+    #else
+    static inline void *fp_map(size_t size) {
+        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return memory == MAP_FAILED ? NULL : memory;
+    }
+    static inline void fp_unmap(void *memory, size_t size) {
+        if (memory)
+            munmap(memory, size);
+    }
+    #endif
+
     #define FP_CONTROL CMSG_SPACE(sizeof(struct tpacket_auxdata))
     #define fp_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
     #define fp_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
@@ -169,10 +190,8 @@ cdef extern from * nogil:
     const int MSG_DONTWAIT, MSG_TRUNC
     const int IFF_UP, IFF_RUNNING
 
-    void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
-    int munmap(void* address, size_t size)
-    const int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
-    void* MAP_FAILED
+    void* map_pages "fp_map"(size_t size)
+    void unmap_pages "fp_unmap"(void* memory, size_t size)
 
     ctypedef struct pthread_mutex_t:
         pass

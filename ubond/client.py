@@ -40,14 +40,25 @@ class Client:
     """
 
     def __init__(self, path: str, timeout: float = 30.0) -> None:
-        self._timeout = timeout
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(timeout)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
         try:
-            self._sock.connect(path)
+            sock.connect(path)
         except OSError as error:
-            self._sock.close()
+            sock.close()
             raise _cannot_connect(error, path) from None
+        self._begin(sock, timeout)
+
+    @classmethod
+    def over(cls, sock: socket.socket, timeout: float = 30.0) -> Client:
+        """A client at the other end of a connection that is there already."""
+        client = cls.__new__(cls)
+        sock.settimeout(timeout)
+        client._begin(sock, timeout)
+        return client
+
+    def _begin(self, sock: socket.socket, timeout: float) -> None:
+        self._sock, self._timeout = sock, timeout
         self._partial = b""
         self._arrived: list[dict[str, Any]] = []
 
@@ -79,10 +90,13 @@ class Client:
             if not self.fill():
                 raise ControlError(FAILED, "EPIPE", "the daemon closed the connection without an answer")
         message = self._arrived.pop(0)
-        if "error" in message:
-            error = message["error"]
-            raise ControlError(error["code"], error["errno"], error["message"], tuple(error["lines"]))
-        result: dict[str, Any] = message["result"]
+        try:
+            if "error" in message:
+                error = message["error"]
+                raise ControlError(error["code"], error["errno"], error["message"], tuple(error["lines"]))
+            result: dict[str, Any] = message["result"]
+        except (KeyError, TypeError):
+            raise _nonsense() from None
         return result
 
     def arrived(self) -> list[dict[str, Any]]:
@@ -99,11 +113,27 @@ class Client:
         except ConnectionError:
             return False
         *lines, self._partial = (self._partial + data).split(b"\n")
-        self._arrived += [json.loads(line) for line in lines]
+        if len(self._partial) > LINE_MAX:
+            raise _nonsense()
+        self._arrived += [_message(line) for line in lines]
         return bool(data)
 
     def _silent(self) -> ControlError:
         return ControlError(FAILED, "ETIMEDOUT", f"the daemon has not answered for {self._timeout:g} s")
+
+
+def _nonsense() -> ControlError:
+    return ControlError(FAILED, "EPROTO", "what answers there is no daemon of ubond")
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _nonsense() from None
+    if not isinstance(message, dict):
+        raise _nonsense()
+    return message
 
 
 def _cannot_connect(error: OSError, path: str) -> ControlError:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ubond.bond.events import DoorError, Held, Moved
+from ubond.bond.spec import check_name
 from ubond.paths import RuntimeDirError, check_directory, fresh
-from ubond.wire import MacAddr, WireError
+from ubond.wire import MacAddr
 
 #: Version of the file's layout.
 VERSION = 1
@@ -58,7 +59,7 @@ class Journal:
                 return ()
             try:
                 self._held, self._moved = _decode(text, self._bond)
-            except (ValueError, KeyError, TypeError, AttributeError, WireError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 bad = f"{self.path.name}.bad"
                 os.replace(self.path.name, bad, src_dir_fd=directory, dst_dir_fd=directory)
                 raise JournalError(
@@ -216,19 +217,35 @@ def _decode(text: bytes, bond: str) -> tuple[dict[str, Held], dict[str, Moved]]:
 
 
 def _held(content: dict[str, Any]) -> Held:
-    known = {field.name for field in fields(Held)}
-    if strange := content.keys() - known:
-        raise ValueError(f"unknown {', '.join(sorted(strange))}")
+    known = {field.name: str(field.type) for field in fields(Held)}
+    if strange := content.keys() - known.keys():
+        raise ValueError(f"unknown {sorted(strange)}")
+    for name in content:
+        _check(known[name], name, content[name])
+    check_name(content["slave"])
     return Held(**{
         **content,
         "permanent": None if content["permanent"] is None else MacAddr.parse(content["permanent"]),
         "mac": MacAddr.parse(content["mac"]),
         "ours": tuple(MacAddr.parse(text) for text in content["ours"]),
-        "features": tuple((name, bool(before), bool(on)) for name, before, on in content["features"]),
+        "features": tuple((str(name), bool(before), bool(on)) for name, before, on in content["features"]),
     })
 
 
+#: What JSON may have for a plain field; numbers are the kernel's, never negative.
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "bool": (bool,), "int | None": (int, type(None)),
+}  # fmt: skip
+
+
+def _check(kind: str, name: str, value: object) -> None:
+    if kind in _PLAIN and (type(value) not in _PLAIN[kind] or (type(value) is int and not 0 <= value < 2**64)):
+        raise ValueError(f"{name} cannot be {value!r:.40}")
+
+
 def _moved(content: dict[str, Any]) -> Moved:
+    _check("str", "bond", content["bond"])
+    _check("int", "bond_index", content["bond_index"])
     return Moved(
         bond=content["bond"],
         bond_index=content["bond_index"],

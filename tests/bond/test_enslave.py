@@ -17,6 +17,7 @@ from ubond.bond import events as ev
 from ubond.bond.enslave import is_same_interface, plan, steps, write_mark
 from ubond.bond.events import Action, Held, SlaveFacts
 from ubond.bond.options import FailOverMac
+from ubond.bond.spec import SpecError, check_name
 
 Refusal = tuple[dict[str, Any], int, str]
 
@@ -134,7 +135,24 @@ def test_any_alias_is_read_without_harm(text: str) -> None:
     assert read_mark(text) is None or text.startswith("slave of ")
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=15), st.text())
+@pytest.mark.parametrize("name", ["../../tmp/x", "a/b", ".", "sixteen-bytes-16"])
+def test_a_mark_cannot_name_a_file_elsewhere(name: str) -> None:
+    assert read_mark(f"slave of {name} (ubond) mac={mac(3)} mtu=1400") is None
+
+
+@pytest.mark.parametrize("mtu", ["0", "-1", "1" * 10, "1" * 5000, "１５００"])
+def test_a_mark_has_an_mtu_that_there_can_be(mtu: str) -> None:
+    assert read_mark(f"slave of bond0 (ubond) mac={mac(3)} mtu={mtu}") is None
+
+
+def can_be_a_name(text: str) -> bool:
+    try:
+        return bool(check_name(text))
+    except SpecError:
+        return False
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), max_size=15).filter(can_be_a_name), st.text())
 def test_marks_are_read_as_they_were_written(bond: str, alias: str) -> None:
     mark = read_mark(write_mark(bond, mac(3), 1400, alias))
     assert mark is not None

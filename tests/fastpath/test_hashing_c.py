@@ -265,7 +265,7 @@ def harness(tmp_path_factory):
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": "",
+        "PYTHONPATH": str(folder),
     }
 
     def run(frames: list[bytes], beyond: int) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fastpath.bed import BOND, PEER
+from tests.fastpath.bed import BOND, PEER, VNET, frame, number
 from ubond import wire
 
 TCP, UDP, GRE = 6, 17, 47
@@ -172,3 +172,39 @@ def test_damaged_super_frames_never_break_the_worker(bed_once, data):
 def bed_once(bed):
     """One bed for all examples of a test."""
     return bed(1)
+
+
+# ── what nobody may send, and somebody does ──────────────────────────────────────────
+
+
+def refused(bed, packet):
+    """Whether this super-frame is dropped and counted, and the next frame arrives."""
+    b = bed()
+    b.wires[0].send(packet)
+    b.wires[0].send(VNET + frame(1))
+    assert number(b.tap.recv(70000)) == 1
+    return b.datapath.counters()["s0"]["rx_tunnel_refused"] == 1
+
+
+def test_a_tcp_header_shorter_than_tcps_is_refused(bed):
+    """The segments' flags and checksum would stand beyond the room for headers."""
+    gap = bytes(424)
+    inner = bytearray(ip(4, TCP, tcp(bytes(100))))
+    inner[32] = 2 << 4
+    framed = eth(0x0800, bytes(inner))
+    outer = eth(0x0800, ip(4, UDP, udp(gap + framed, 4789)))
+    l4 = len(outer) - 120
+    assert l4 + 8 <= 512 < l4 + 20
+    assert refused(bed, struct.pack("<BBHHHH", 1, 1, l4 + 8, 50, l4, 16) + outer)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_one_frame_cannot_make_tens_of_thousands(bed, size):
+    packet, *_ = super_frame("vxlan", 4, 4, TCP, bytes(8000), size)
+    assert refused(bed, packet)
+
+
+def test_a_super_frame_as_long_as_can_be_received_is_refused(bed):
+    packet, *_ = super_frame("vxlan", 6, 6, TCP, bytes(60000), 1400)
+    longest = 2042 + 66560
+    assert refused(bed, packet + bytes(longest - len(packet)))

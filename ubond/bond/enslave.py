@@ -34,6 +34,7 @@ from ubond.bond.events import (
     Then,
 )
 from ubond.bond.options import Refused
+from ubond.bond.spec import SpecError, check_name
 from ubond.wire import MacAddr, WireError
 
 ARPHRD_ETHER = 1
@@ -63,7 +64,7 @@ class Mark:
     alias: str
 
 
-_MARK = re.compile(r"slave of (\S+) \(ubond\) mac=(\S+) mtu=(\d+)(?: alias=(.*))?", re.DOTALL)
+_MARK = re.compile(r"slave of (\S+) \(ubond\) mac=(\S+) mtu=([1-9][0-9]{0,8})(?: alias=(.*))?", re.DOTALL)
 
 
 def write_mark(bond: str, mac: MacAddr, mtu: int, alias: str) -> str:
@@ -77,10 +78,10 @@ def read_mark(alias: str) -> Mark | None:
     if match is None:
         return None
     try:
-        mac = MacAddr.parse(match[2])
-    except WireError:
+        # Whoever had the interface before may have written this: the name becomes that of a file.
+        return Mark(check_name(match[1]), MacAddr.parse(match[2]), int(match[3]), match[4] or "")
+    except (SpecError, WireError):
         return None
-    return Mark(match[1], mac, int(match[3]), match[4] or "")
 
 
 # ── may it be enslaved ───────────────────────────────────────────────────────────────

@@ -1,0 +1,20 @@
+"""One target of `targets` under atheris: python -m tests.fuzz.guided TARGET [libFuzzer's arguments]."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["ubond", "json.decoder", "json.scanner", "ipaddress"]):
+    from tests.fuzz import targets
+
+
+def main() -> None:
+    name = sys.argv.pop(1)
+    atheris.Setup(sys.argv, targets.TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
