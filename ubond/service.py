@@ -74,8 +74,9 @@ HINT_NS = 50 * MS
 LOOK_EVERY = 5.0
 #: Seconds from a message to the look that it leads to, so that many make one; longer in a fight.
 LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
-#: Of the time, at most this share goes into following address lists, however many groups come and go.
-FILTER_SHARE = 0.1
+#: Following address lists takes at most this share of the time, however many groups come and go; but on a
+#: busy machine a look takes long by the clock, and whoever joins must not wait for longer than this (seconds).
+FILTER_SHARE, FILTER_PAUSE = 0.1, 0.25
 #: Seconds in which the link of a new slave returns whose driver resets it for another MTU or MAC (e1000: two).
 LINK_PATIENCE = 5.0
 #: A link that was gone for longer than this, in seconds, is worth a line.
@@ -499,7 +500,7 @@ class Service:
     # ── what slaves let in ───────────────────────────────────────────────────────────
 
     def _filters_soon(self) -> None:
-        """Have slaves let in what the bond's device lets in: at once, but for no more than FILTER_SHARE of the time."""
+        """Have slaves let in what the bond's device lets in: at once, then with pauses."""
         if self._filter_timer is None and not self._ending:
             delay = max(0.0, self._filters_after - self._loop.time())
             self._filter_timer = self._loop.call_later(delay, self._begin_filters)
@@ -518,7 +519,8 @@ class Service:
             log.debug("%s: its address lists could not be read: %s", self.name, error)
             return
         finally:
-            self._filters_after = self._loop.time() + (self._loop.time() - began) / FILTER_SHARE
+            now = self._loop.time()
+            self._filters_after = now + min((now - began) / FILTER_SHARE, FILTER_PAUSE)
         for slave, line in told:
             if self._has(slave) and not self._ending:
                 self._tell(Log(Level.WARNING, line, slave))
