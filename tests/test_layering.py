@@ -83,8 +83,8 @@ MAY: dict[str, frozenset[str]] = {
     "service": frozenset({"bond", "control", "datapath", "doors", "history", "netlink", "scout"}),
     "handover": frozenset({"bond", "client", "datapath", "doors", "service"}),
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
-    "assembly": frozenset({"bond", "control", "datapath", "doors", "handover", "journal", "managers", "netlink"})
-    | {"paths", "ports", "recovery", "sandbox", "service", "status", "steering", "wire"},
+    "assembly": frozenset({"bond", "client", "control", "datapath", "doors", "handover", "journal", "managers"})
+    | {"netlink", "paths", "ports", "recovery", "sandbox", "service", "status", "steering", "wire"},
     "daemon": frozenset({"assembly", "bond", "client", "init", "managers", "paths", "recovery", "sandbox", "steering"}),
     # the command
     "cli_events": frozenset({"client"}),

@@ -1058,14 +1058,19 @@ cdef class Engine:
         for mac in seen_macs:
             remember_source(self.w, <const uint8_t*>mac)
 
-    def recall_port(self, int port, dict counters, int64_t last_tx, int64_t last_rx, backlog):
+    def recall_port(self, int port, dict counters, int64_t last_tx, int64_t last_rx, stamps, backlog):
         """The same for a port that was just added; packets of its backlog are sent when work begins."""
         cdef fp_port* p = &self.shared.port[port]
         cdef uint64_t* value = <uint64_t*>&p.count
+        cdef uint32_t place
         cdef bytes packet
         for i, name in enumerate(COUNTERS):
             value[i] = counters.get(name, 0)
         p.last_tx, p.last_rx = last_tx, last_rx
+        for form, slot, at in stamps:
+            place = form if form < SEEN_ANSWER else SEEN_ANSWER + (form - SEEN_ANSWER) * SLOTS + slot
+            if 0 < place < STAMPS and 0 <= slot < SLOTS:
+                p.stamp[place] = at
         for packet in backlog:
             if not backlog_add(p, <uint8_t*><char*>packet, len(packet)):
                 p.count.tx_congested += 1

@@ -23,6 +23,7 @@ from ubond.bond.document import freeze, prepare
 from ubond.bond.events import BondOpened, DoorError
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
+from ubond.client import ControlError
 from ubond.control import Assignment, Server
 from ubond.datapath import Datapath
 from ubond.doors import Doors
@@ -42,6 +43,8 @@ log = logging.getLogger("ubond")
 
 #: How often a moment is looked for at which a bond can be handed over.
 _TRIES = 100
+#: Seconds in which the rate of frames is measured.
+_SAMPLE = 0.05
 #: Options that name slaves: written when the slaves are there.
 _AFTER_SLAVES = frozenset({"active_slave"})
 
@@ -149,6 +152,7 @@ class Desk:
             raise Refused(errno.EOPNOTSUPP, [text])
         async with self.handing_over:
             freeze(self.document())  # a fault in that shows while nothing is at stake
+            patience = handover.patience(await self._rate())
             for _ in range(_TRIES):
                 if await self.service.stand_still():
                     break
@@ -156,12 +160,24 @@ class Desk:
             else:
                 raise Refused(errno.EAGAIN, [f"{self.files}: its links do not come to rest; try again"])
             try:
-                handover.give(handover.Line(line), self.document(), self.descriptors())
+                handover.give(handover.Line(line), self.document(), self.descriptors(), patience)
             except BaseException:
                 self.service.go_on()
                 raise
             self.left = True
+            self._server.stop_listening()  # before the other end hears that we are gone
             self.ended.set()
+
+    async def _rate(self) -> float:
+        """Frames a second that leave the bond or enter it, whichever are more."""
+
+        def frames() -> tuple[int, int]:
+            datapath = self.service.doors.datapath
+            return datapath.totals()["tap_frames"], sum(one["rx_frames"] for one in datapath.counters().values())
+
+        before = frames()
+        await asyncio.sleep(_SAMPLE)
+        return max(now - then for now, then in zip(frames(), before, strict=True)) / _SAMPLE
 
     def _stay(self) -> None:
         if self.handing_over.locked() or self.left:
@@ -338,6 +354,8 @@ async def take_over(bond: str, kit: Kit) -> AsyncIterator[Desk]:
             async with adopt(document, descriptors, kit, lock, netlink, line) as desk:
                 taken = True
                 yield desk
+    except EOFError as error:
+        raise Refused(errno.ECONNRESET, [f"{bond}: the old process: {error}"]) from error
     finally:
         if taken:
             lock.release()
@@ -385,9 +403,11 @@ async def adopt(
             line.say("prepared")
             line.expect("go", handover.WAIT)
         doors.datapath.start()
-        if line is not None:
-            line.say("forwarding")
         ours = True
+        if line is not None:
+            # Whoever has said `go` and hears nothing more is dead: it is ours all the same.
+            with contextlib.suppress(OSError, EOFError, ControlError):
+                line.say("forwarding")
         waited = (time.monotonic_ns() - document.since) / 1e6
         stack.push_async_callback(service.shut)
         listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None

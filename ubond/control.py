@@ -202,14 +202,18 @@ class Server:
             for listener in self._listeners:
                 listener.offer(line)
 
+    def stop_listening(self) -> None:
+        """Leave those who come from now on to another process that listens on the same socket."""
+        if self._server is not None:
+            self._server.close()
+
     async def close(self, *, keep_file: bool = False) -> None:
         """Stop listening, let what is under way go out, and close every connection.
 
         `keep_file`: another process goes on listening.
         """
         self._closing = True
-        if self._server is not None:
-            self._server.close()
+        self.stop_listening()
         if self._path is not None and not keep_file:
             self._path.unlink(missing_ok=True)
         for listener in self._listeners:

@@ -36,6 +36,8 @@ T = TypeVar("T")
 Ready = Callable[[list[str]], None]
 #: Seconds that a new daemon may take to go on with a bond.
 UPGRADE_PATIENCE = 60.0
+#: How often it is tried when the machine is too busy for the new daemon to become ready in time.
+UPGRADE_TRIES = 5
 log = logging.getLogger("ubond")
 
 
@@ -61,7 +63,13 @@ def upgrade(bond: str) -> list[str]:
 
     Raises Refused, DoorError or ControlError when that fails: then the old process goes on.
     """
-    return _start_in_background(bond, lambda ready: _take_over(bond, ready), patience=UPGRADE_PATIENCE)
+    for left in reversed(range(UPGRADE_TRIES)):
+        try:
+            return _start_in_background(bond, lambda ready: _take_over(bond, ready), patience=UPGRADE_PATIENCE)
+        except ControlError as error:
+            if error.errno != "ETIMEDOUT" or not left:
+                raise
+    raise AssertionError("tried at least once")
 
 
 def recover(bond: str) -> int:

@@ -52,11 +52,16 @@ News = CarrierRead | DeadLink | TapGone | GroupsReported
 
 @dataclass(frozen=True, slots=True)
 class PortMemory:
-    """What the worker knows of one slave: `waiting` are packets that could not be sent yet."""
+    """What the worker knows of one slave: `waiting` are packets that could not be sent yet.
+
+    `seen`: what was seen there when (form, slot, monotonic ns), `told`: as of the last `heard`.
+    """
 
     counters: dict[str, int] = field(default_factory=dict)
     last_tx: int = 0
     last_rx: int = 0
+    seen: tuple[tuple[int, int, int], ...] = ()
+    told: tuple[tuple[int, int, int], ...] = ()
     waiting: tuple[bytes, ...] = ()
 
 
@@ -121,6 +126,8 @@ class Datapath:
                 counters=engine.counters(port),
                 last_tx=engine.times(port)[1],
                 last_rx=engine.times(port)[2],
+                seen=tuple(engine.heard(port)),
+                told=tuple((form, slot, at) for (form, slot), at in self._heard.get(port, {}).items()),
                 waiting=() if running else tuple(engine.backlog(port)),
             )
             for slave, port in self._ports.items()
@@ -132,7 +139,10 @@ class Datapath:
         self._engine.recall(memory.turn, memory.totals, memory.seen_macs)
         for slave, port in self._ports.items():
             known = memory.ports.get(slave, PortMemory())
-            self._engine.recall_port(port, known.counters, known.last_tx, known.last_rx, known.waiting)
+            self._heard[port] = {(form, slot): at for form, slot, at in known.told}
+            self._engine.recall_port(
+                port, known.counters, known.last_tx, known.last_rx, known.seen, known.waiting
+            )
         if memory.table is not None and all(slave.port in self._ports for slave in memory.table.slaves):
             self.publish(memory.table)
 

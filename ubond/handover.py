@@ -43,9 +43,11 @@ VERSION = 1
 #: Most descriptors that one message can carry (SCM_MAX_FD).
 _DESCRIPTORS_MAX = 253
 _LENGTH_MAX = 64 << 20
-#: Seconds that the old process stands still for a new one that does not become ready: less than it
-#: takes 20,000 frames a second to fill the TAP.
-PATIENCE = 0.3
+#: Seconds that the old process stands still for a new one that does not become ready: at least, and
+#: longer while few frames come, at most.  At 20,000 a second the TAP has room for more than the least.
+PATIENCE, PATIENCE_MAX = 0.3, 1.0
+#: Frames that the TAP surely has room for meanwhile.
+_ROOM = 6000
 #: Seconds that the new one waits for the old one to finish what it is doing.
 WAIT = 30.0
 
@@ -95,7 +97,8 @@ class Line:
         packed = array.array("i", descriptors.values()).tobytes()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if packed else []
         sent = self._sock.sendmsg([data], rights)
-        self._sock.sendall(data[sent:])
+        if sent < len(data):
+            self._sock.sendall(data[sent:])
 
     def receive(self, patience: float | None) -> tuple[dict[str, Any], dict[str, int]]:
         """The next line and its descriptors by role; ControlError for an error that the other end tells.
@@ -144,26 +147,38 @@ class Line:
         self.close()
 
     def say(self, step: str) -> None:
-        self.send({"handover": step})
+        """ControlError if the other end has given up, with its reason."""
+        try:
+            self.send({"handover": step})
+        except OSError:
+            self.receive(1.0)
+            raise
 
 
 # ── the old process ──────────────────────────────────────────────────────────────────
 
 
-def give(line: Line, document: Document, descriptors: Mapping[str, int]) -> None:
+def patience(rate: float) -> float:
+    """Seconds for which so many frames a second can wait."""
+    return min(PATIENCE_MAX, max(PATIENCE, _ROOM / max(rate, 1)))
+
+
+def give(line: Line, document: Document, descriptors: Mapping[str, int], patience: float) -> None:
     """Hand over; return when the other process forwards.  Refused if it does not, and never will.
 
-    The worker stands, and nothing else may happen in this process meanwhile.
+    ETIMEDOUT if it is not ready within `patience` seconds: it may try again.  The worker stands, and
+    nothing else may happen in this process meanwhile.
     """
     try:
         line.send({"result": freeze(document)}, descriptors)
-        line.expect("prepared", PATIENCE)
+        line.expect("prepared", patience)
         line.say("go")
         line.await_forwarding()
     except (OSError, EOFError, ValueError, ControlError) as error:
-        name = document.bond.state.name
-        why = f"was not ready within {PATIENCE:g} s" if isinstance(error, TimeoutError) else f"failed ({error})"
-        raise Refused(errno.ECANCELED, [f"{name}: the new process {why}; this one goes on"]) from error
+        name, late = document.bond.state.name, isinstance(error, TimeoutError)
+        why = f"was not ready within {patience:g} s" if late else f"failed ({error})"
+        number = errno.ETIMEDOUT if late else errno.ECANCELED
+        raise Refused(number, [f"{name}: the new process {why}; the old one goes on"]) from error
 
 
 # ── the new process ──────────────────────────────────────────────────────────────────

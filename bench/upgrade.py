@@ -1,0 +1,53 @@
+"""Upgrades in place under 20,000 UDP frames a second each way: what is lost, doubled, reordered, and for how long
+does nothing come?
+
+    python bench/upgrade.py [UPGRADES]
+"""
+
+import json
+
+from _bed import BOND, Bed, measure, rounds
+from _report import GuardError, emit
+
+from ubond.lab import HOST_IP, NICS, PEER_IP, wait_until
+
+RATE = 20_000
+
+
+def quiet(bed: Bed) -> dict[str, object]:
+    """What an upgrade must not change: the MAC of the bond, and how often each carrier did."""
+    links = {name: json.loads(bed.lab.ip("host", "-j", "link", "show", "dev", name))[0] for name in (BOND, *NICS)}
+    changes = {name: bed.lab.exec("host", "cat", f"/sys/class/net/{name}/carrier_changes").stdout for name in links}
+    return {"links": links, "carrier_changes": changes}
+
+
+def bench(bed: Bed) -> None:
+    times = rounds(20)
+    with bed.bond("--miimon", "100"):
+        before = quiet(bed)
+        ways = (("out", "host", "peer", PEER_IP), ("in", "peer", "host", HOST_IP))
+        receivers = [bed.load(to, "udp-recv", seconds=600, gap_ms=1) for _, _, to, _ in ways]
+        senders = [bed.load(at, "udp-send", to=address, rate=RATE, seconds=600) for _, at, _, address in ways]
+        for number in range(times):
+            pid, carried = bed.daemon_pid(), bed.carried(bed.active())
+            bed.lab.exec("host", "ubond", "upgrade", BOND)
+            if bed.daemon_pid() == pid:
+                raise GuardError(f"upgrade {number}: the process is the same")
+            wait_until(lambda then=carried: bed.carried(bed.active()) > then + RATE // 2, 5, "frames after it")  # type: ignore[misc]
+        sent = [sender.report() for sender in senders]
+        got = [receiver.report() for receiver in receivers]
+        untouched = quiet(bed) == before
+        log = json.loads(bed.lab.exec("host", "ubond", "history", BOND, "--log", "--json").stdout)
+    waited = [float(line["text"].rsplit(" ", 2)[1]) for line in log if "frames waited" in line["text"]]
+    common = {"upgrades": times, "rate": RATE, "at_most": 0}
+    for (way, *_), one, other in zip(ways, sent, got, strict=True):
+        lost = one["sent"] - other["unique"]
+        emit(f"upgrade.{way}.lost", "frames", [lost], ok=lost == 0, sent=one["sent"], **common)
+        for what in ("duplicated", "reordered"):
+            emit(f"upgrade.{way}.{what}", "frames", [other[what]], ok=other[what] == 0, **common)
+    emit("upgrade.touched", "", [int(not untouched)], ok=untouched, **common)
+    emit("upgrade.silence", "ms", waited, upgrades=times, sender_stall_ms=max(one["longest_stall_ms"] for one in sent))
+
+
+if __name__ == "__main__":
+    measure(bench)
