@@ -5,14 +5,17 @@ PYTHON = .venv/bin/python
 # An ordinary user gets a user namespace where the system allows that, and a clear line where not.
 WORLD = $(PYTHON) -m ubond.lab world --
 
-.PHONY: help demo test kills guest containers fuzz sanitize bench build lint clean
+.PHONY: help demo test kills guest guest-core guest-short containers containers-core fuzz sanitize bench build lint clean
 
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
 	@echo "make test    the whole test suite"
 	@echo "make kills   killed at every call that changes something, mended in each of three ways (15 minutes)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
+	@echo "make guest-core   the core's tests on emulated NICs (NIC=virtio or e1000; TESTS: files; hours)"
+	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (three minutes)"
 	@echo "make containers  podman containers with two capabilities (a minute)"
+	@echo "make containers-core  the core's tests in such containers"
 	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
@@ -36,9 +39,22 @@ guest:
 	@tools/prepare guest
 	@$(PYTHON) -m pytest -m guest tests/guest
 
+NIC = virtio
+guest-core:
+	@tools/prepare guest
+	@$(PYTHON) tests/guest/core.py $(NIC) $(TESTS)
+
+guest-short:
+	@tools/prepare guest
+	@$(PYTHON) tests/guest/core.py virtio,e1000 --jobs 2 -m short tests/netns/test_live_active_backup.py
+
 containers:
 	@tools/prepare containers
 	@$(PYTHON) -m pytest -m container tests/containers
+
+containers-core:
+	@tools/prepare containers
+	@$(PYTHON) -m pytest --world=container $(or $(TESTS),$(wildcard tests/netns/test_live_*.py))
 
 TIME = 60
 fuzz:

@@ -26,8 +26,8 @@ from ubond.client import Client
 AGENT = Path(__file__).parent / "agent.py"
 ENGINE = ("podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000")
-RIGHTS = ("--network=none", "--cap-drop=all", "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW",
-          "--device", "/dev/net/tun")  # fmt: skip
+TWO, TUN = ("--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW"), ("--device", "/dev/net/tun")
+NO_RIGHTS = ("--network=none", "--cap-drop=all")
 #: A shell that stays, and ends when it is told to.
 SHELL = ("sh", "-c", 'trap "exit 0" TERM; while :; do sleep 0.2; done')
 
@@ -51,7 +51,8 @@ def why_not() -> str:
         if shutil.which(program) is None:
             return f"{program} is not installed"
     with root_filesystem() as root:
-        tried = podman("run", "--rm", *LIMITS, *RIGHTS, *volumes(), "--rootfs", f"{root}:O", "true", check=False)
+        options = (*LIMITS, *NO_RIGHTS, *TWO, *TUN, *volumes())
+        tried = podman("run", "--rm", *options, "--rootfs", f"{root}:O", "true", check=False)
     return "" if tried.returncode == 0 else f"podman does not run here: {tried.stderr.strip()}"
 
 
@@ -107,7 +108,7 @@ class InContainers(Kind):
     def make_host(self, world: World) -> None:
         options = [*self._options]
         if not self._bare:
-            options += ["-v", "/tmp:/tmp"]
+            options += [*TWO, *TUN, "-v", "/tmp:/tmp"]
         container = self._containers[world.key] = Container(world.host, self._command, options)
         container.open()
         if not self._bare:
@@ -141,7 +142,7 @@ class Container:
     def open(self) -> None:
         root = self._stack.enter_context(root_filesystem())
         self.name = podman(
-            "run", "--detach", *LIMITS, *RIGHTS, *volumes(), "-e", f"PYTHONPATH={ROOT}", *self._options,
+            "run", "--detach", *LIMITS, *NO_RIGHTS, *volumes(), "-e", f"PYTHONPATH={ROOT}", *self._options,
             "--rootfs", f"{root}:O", *self._command,
         ).stdout.strip()  # fmt: skip
         self._stack.callback(podman, "rm", "--force", "--time", "0", self.name, check=False)
@@ -176,18 +177,22 @@ def state_of(pid: int) -> dict[str, str]:
 class Contained(World):
     """A world whose host is a container by itself; `command` is what runs in it as process 1."""
 
-    def __init__(self, command: Sequence[str] = SHELL, *, options: Sequence[str] = ()) -> None:
-        """`options`: more of `podman run`."""
-        self._in = InContainers(command, options, bare=True)
+    def __init__(
+        self, command: Sequence[str] = SHELL, *, options: Sequence[str] = (), rights: Sequence[str] = (*TWO, *TUN)
+    ) -> None:
+        """`rights` and `options`: more of `podman run`."""
+        self._in = InContainers(command, (*rights, *options), bare=True)
         super().__init__(2, of=self._in)
 
     @property
     def container(self) -> Container:
         return self._in.of(self)
 
-    def exec(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def exec(
+        self, *command: str, user: str = "root", check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in the container."""
-        return podman("exec", self.container.name, *command, check=check, timeout=timeout)
+        return podman("exec", "--user", user, self.container.name, *command, check=check, timeout=timeout)
 
     def logs(self) -> str:
         done = podman("logs", self.container.name)

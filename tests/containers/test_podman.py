@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.container import FOREGROUND, Contained, ContainedBond, podman, state_of, why_not
+from tests.containers.container import (
+    FOREGROUND,
+    TUN,
+    TWO,
+    Contained,
+    ContainedBond,
+    podman,
+    state_of,
+    ubond_command,
+    why_not,
+)
 from tests.netns.world import (
     HOST4,
     HOST6,
@@ -98,6 +108,38 @@ def test_queue_id_needs_a_right_that_the_container_does_not_have_and_says_so(wor
         assert "CAP_BPF" in refused.stderr
         assert bond.links()
         world.host.ping(PEER4)
+
+
+# ── with less than that ──────────────────────────────────────────────────────────────
+
+NOT_PERMITTED, KERNEL_REFUSED = 4, 5
+
+
+@pytest.mark.parametrize(
+    ("rights", "code", "said"),
+    [
+        (["--cap-add", "NET_RAW", *TUN], NOT_PERMITTED, "CAP_NET_ADMIN"),
+        (["--cap-add", "NET_ADMIN", *TUN], NOT_PERMITTED, "CAP_NET_RAW"),
+        (TWO, KERNEL_REFUSED, "/dev/net/tun"),
+    ],
+    ids=["no NET_ADMIN", "no NET_RAW", "no /dev/net/tun"],
+)
+def test_up_says_in_one_line_which_right_is_missing(engine: None, rights: list[str], code: int, said: str) -> None:
+    with Contained(rights=rights) as world:
+        before = world.picture()
+        refused = world.ubond("up", "bond0", "eth1", "eth2", check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (code, 1), refused.stderr
+        assert said in refused.stderr
+        assert_as_before(before, world.picture)
+
+
+def test_another_user_of_the_container_sees_the_bond_and_cannot_change_it(world: Contained) -> None:
+    with world.bond():
+        for words in (("set", "bond0", "miimon=1"), ("down", "bond0"), ("remove", "bond0", "eth2")):
+            refused = world.exec(*ubond_command(*words), user="65534", check=False)
+            assert (refused.returncode, refused.stderr.count("\n")) == (NOT_PERMITTED, 1), f"{words}: {refused.stderr}"
+        shown = world.exec(*ubond_command("status", "bond0"), user="65534")
+        assert "Currently Active Slave: eth1" in shown.stdout
 
 
 # ── as process 1 ─────────────────────────────────────────────────────────────────────

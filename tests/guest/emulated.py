@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.netns.world import Kind, Space, World, wait_until
+from tests.netns.world import Bond, Kind, Space, World, wait_until
 
 #: Driver, MAC and name of each NIC of this guest (guest.py).
 NICS = Path("/run/guest/nics")
@@ -49,7 +49,7 @@ class Slot:
 class Emulated(Kind):
     """`pytest --world=virtio` or `e1000`, in a guest that has such NICs (core.py)."""
 
-    patience, pace = 6.0, 0.05
+    patience, pace = 6.0, 0.02
 
     def __init__(self) -> None:
         words = [line.split() for line in NICS.read_text().splitlines()]
@@ -74,6 +74,11 @@ class Emulated(Kind):
     def plug(self, world: World, nic: str) -> None:
         for slot in self._pair(nic):
             slot.cable("on")
+
+    def vanished(self, world: World, bond: Bond) -> int:
+        handed_over = sum(bond.counters(nic)["tx_frames"] for nic in world.nics if nic in bond.slaves)
+        ends = [world.far_end(nic) for nic in world.nics if nic in bond.slaves]
+        return handed_over - sum(space.counters(port)["rx"]["packets"] for space, port in ends)
 
     def close(self, world: World) -> None:
         for nic in world.nics:

