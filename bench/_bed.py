@@ -98,10 +98,12 @@ class Bed:
             self.lab.ip("host", "addr", "del", f"{HOST_IP}/{PREFIX}", "dev", "eth1")
 
     @contextlib.contextmanager
-    def bond(self, *options: str) -> Iterator[str]:
-        """ubond over eth1 and eth2; `options` as on its command line."""
+    def bond(self, *options: str, tree: str = "") -> Iterator[str]:
+        """ubond over eth1 and eth2; `options` as on its command line.  `tree`: where another build of it is."""
         address = ("--address", f"{HOST_IP}/{PREFIX}")
-        self.lab.exec("host", "ubond", "up", BOND, *NICS, *address, *options)
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ubond.cli import main; sys.exit(main())"
+        command = (sys.executable, "-c", code, tree) if tree else ("ubond",)
+        self.lab.exec("host", *command, "up", BOND, *NICS, *address, *options)
         try:
             self._settle()
             yield BOND

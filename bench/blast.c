@@ -2,7 +2,7 @@
  * blast: the load and the stop-watches of the benches.  One mode per run, bounded in time and
  * count, one JSON object on stdout when it ends (SIGTERM and SIGINT end it early, with its report).
  *
- *     blast raw --interface IF [--dst MAC] [--size N] [--rate R] [--count N] [--seconds S]
+ *     blast raw --interface IF [--dst MAC] [--size N] [--rate R] [--count N] [--seconds S] [--flows N]
  *     blast udp-send --to IP [--port P] [--size N] [--rate R] [--count N] [--seconds S]
  *     blast udp-recv [--port P] [--seconds S] [--idle-ms N] [--gap-ms N]
  *     blast pps-recv --interface IF [--seconds S]
@@ -12,7 +12,8 @@
  *     blast tcp-send --to IP [--port P] [--seconds S] [--mbit R]
  *     blast tcp-recv [--port P] [--seconds S] [--gap-ms N]
  *
- * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline.  `udp-send`
+ * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline, with `flows` UDP
+ * datagrams of so many source ports in turn (at most 64) instead of an experimental type.  `udp-send`
  * numbers and times its datagrams, `udp-recv` says which were lost, came twice or out of order
  * and when nothing came.  `ping` sends an ICMP echo every interval whether or not the last one was
  * answered; `rtt` waits for each answer of an `echo`.  Instants (`at`) are CLOCK_REALTIME seconds.
@@ -53,7 +54,7 @@ static const uint64_t SECOND = 1000000000, MS = 1000000;
 
 static struct {
     const char *to, *interface, *dst, *port;
-    uint64_t count, size, idle_ms, interval_us;
+    uint64_t count, size, idle_ms, interval_us, flows;
     double seconds, rate, gap_ms, mbit;
 } arg = { .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .interval_us = 0 };
 
@@ -194,6 +195,14 @@ static void need_interface(void)
     }
 }
 
+/* Addresses and ports are all that is looked at: 192.0.2.254 to 192.0.2.2, port 9. */
+static void udp_headers(uint8_t *frame, uint16_t port)
+{
+    static const uint8_t head[] = { 8, 0, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 254, 192, 0, 2, 2 };
+    memcpy(frame + 12, head, sizeof head);
+    frame[34] = (uint8_t)(port >> 8), frame[35] = (uint8_t)port, frame[37] = 9, frame[39] = 26;
+}
+
 static int raw(void)
 {
     need_interface();
@@ -217,6 +226,8 @@ static int raw(void)
             buffer[i][b] = (uint8_t)mac[b];
         memcpy(buffer[i] + 6, r.ifr_hwaddr.sa_data, 6);
         buffer[i][12] = 0x88, buffer[i][13] = 0xb5;         /* IEEE 802 local experimental */
+        if (arg.flows)
+            udp_headers(buffer[i], (uint16_t)(1000 + (uint64_t)i % arg.flows));
     }
     uint64_t begin = now_ns(), start = begin, sent = 0, failed = 0;
     int error = 0;
@@ -646,7 +657,7 @@ int main(int argc, char **argv)
     static const struct option known[] = {
         { "to", 1, 0, 't' }, { "interface", 1, 0, 'i' }, { "dst", 1, 0, 'd' }, { "port", 1, 0, 'p' },
         { "count", 1, 0, 'c' }, { "size", 1, 0, 's' }, { "idle-ms", 1, 0, 'I' }, { "interval-us", 1, 0, 'u' },
-        { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
+        { "flows", 1, 0, 'f' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
     struct sigaction action = { .sa_handler = on_signal };
     int found;
     while ((found = getopt_long(argc, argv, "", known, NULL)) != -1)
@@ -659,12 +670,17 @@ int main(int argc, char **argv)
         case 's': arg.size = strtoull(optarg, NULL, 10); break;
         case 'I': arg.idle_ms = strtoull(optarg, NULL, 10); break;
         case 'u': arg.interval_us = strtoull(optarg, NULL, 10); break;
+        case 'f': arg.flows = strtoull(optarg, NULL, 10); break;
         case 'S': arg.seconds = strtod(optarg, NULL); break;
         case 'r': arg.rate = strtod(optarg, NULL); break;
         case 'g': arg.gap_ms = strtod(optarg, NULL); break;
         case 'm': arg.mbit = strtod(optarg, NULL); break;
         default: return 2;
         }
+    if (arg.flows > BATCH || (arg.flows && arg.size < 60)) {
+        fputs("blast: --flows is at most 64, and frames of flows have at least 60 bytes\n", stderr);
+        return 2;
+    }
     if (arg.size < 14 || arg.size > sizeof buffer[0] || arg.seconds <= 0 || arg.seconds > 3600) {
         fputs("blast: --size must be 14 to 65536 and --seconds at most 3600\n", stderr);
         return 2;

@@ -41,6 +41,7 @@ class Engine:
         active: int,
         succession: Sequence[int],
         packets_per_slave: int,
+        policy: int,
         takeover: bool,
         hold: bool,
         divert: int,

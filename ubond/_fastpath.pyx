@@ -103,28 +103,46 @@ cdef inline int round_robin(fp_worker* w) noexcept nogil:
     return next_usable(w, id % w.table.n)
 
 
-cdef inline int choose(fp_worker* w, const uint8_t* packet, uint32_t length, int asked) noexcept nogil:
-    """The slave for one frame.  `asked`: the one that the frame's queue is assigned to, or NOBODY."""
-    if asked != NOBODY and usable(w, asked):
-        return asked
-    if w.table.spread == ROUND_ROBIN and w.table.n:
-        if is_igmp(packet + VNET_LEN, length - VNET_LEN):
-            return w.active if w.active >= 0 and usable(w, w.active) else next_usable(w, 0)
-        return round_robin(w)
-    return w.active if w.active >= 0 else NOBODY
+cdef inline int in_turn(fp_worker* w, const uint8_t* packet, uint32_t length) noexcept nogil:
+    """The slave for a frame in balance-rr: IGMP stays on the current one."""
+    if is_igmp(packet + VNET_LEN, length - VNET_LEN):
+        return w.active if w.active >= 0 and usable(w, w.active) else next_usable(w, 0)
+    return round_robin(w) if w.table.n else NOBODY
+
+
+cdef inline int by_hash(fp_worker* w, const uint8_t* packet, uint32_t length) noexcept nogil:
+    """The slave that a frame's hash says, among those that can transmit, in enslave order."""
+    if w.n_able == 0:
+        return NOBODY
+    return w.able[xmit_hash(packet + VNET_LEN, length - VNET_LEN, w.table.policy) % w.n_able]
+
+
+cdef inline int assigned(fp_worker* w, int tap) noexcept nogil:
+    """The slave whose `queue_id` is this TAP queue, if it can transmit, or NOBODY."""
+    cdef int slave
+    if w.tap_queue[tap] < 256 and w.table.queue_slave[w.tap_queue[tap]]:
+        slave = w.table.queue_slave[w.tap_queue[tap]] - 1
+        if usable(w, slave):
+            return slave
+    return NOBODY
 
 
 cdef void choose_slaves(fp_worker* w, int tap) noexcept nogil:
-    """2. Put a slave beside each frame of the batch."""
+    """2. Put a slave beside each frame of the batch.  bonding.rst, queue_id: not where a hash chooses."""
     cdef uint32_t i
-    cdef int asked = NOBODY
-    if w.tap_queue[tap] < 256 and w.table.queue_slave[w.tap_queue[tap]]:
-        asked = w.table.queue_slave[w.tap_queue[tap]] - 1
-    for i in range(w.n_out):
-        remember_source(w, w.out[i] + VNET_LEN + 6)
-        if is_membership_report(w.out[i] + VNET_LEN, w.out_length[i] - VNET_LEN):
-            tell_report(w)
-        w.to[i] = choose(w, w.out[i], w.out_length[i], asked)
+    cdef int one
+    if w.table.spread == HASH:
+        for i in range(w.n_out):
+            w.to[i] = by_hash(w, w.out[i], w.out_length[i])
+        return
+    one = assigned(w, tap)
+    if one == NOBODY and w.table.spread == ROUND_ROBIN:
+        for i in range(w.n_out):
+            w.to[i] = in_turn(w, w.out[i], w.out_length[i])
+        return
+    if one == NOBODY and w.active >= 0:
+        one = w.active
+    memset(w.to, one, w.n_out)
 
 
 cdef void deliver(fp_worker* w) noexcept nogil:
@@ -151,29 +169,81 @@ cdef void deliver(fp_worker* w) noexcept nogil:
         slave += 1
 
 
+cdef void deliver_copies(fp_worker* w) noexcept nogil:
+    """2 and 3 in broadcast.  The batch once on every slave that can transmit: the same bytes, a call each.
+
+    Lost are frames of which no slave took a copy.
+    """
+    cdef uint64_t able = w.table.can_transmit & ~w.dead
+    cdef bint alone = w.n_able == 1
+    cdef uint32_t i, reached = 0
+    cdef int slave
+    for i in range(w.n_out):
+        w.tx_part[i].iov_base = w.out[i]
+        w.tx_part[i].iov_len = w.out_length[i]
+    for slave in range(<int>w.table.n):
+        if able >> slave & 1:
+            reached = max(reached, send_copies(w, slave, not alone))
+    w.no_slave += w.n_out - reached
+
+
+cdef uint32_t send_copies(fp_worker* w, int slave, bint copied) noexcept nogil:
+    """Send the whole of `tx` on one slave; return how many frames from the first on are in its hands.
+
+    A busy slave keeps what it could not send yet; the others do not wait for it.
+    """
+    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef uint32_t sent = 0
+    cdef int end
+    if p.backlog.waits == IDLE:
+        end = send_run(w, p, w.tx, w.n_out, &sent)
+        if end == SENT:
+            return w.n_out
+        if end == DEAD:
+            p.count.tx_copy_dead += w.n_out - sent
+            fail_over(w, slave)     # of its backlog, which is empty
+            return sent if w.table.takeover else w.n_out
+        begin_waiting(w, p, end)
+    keep(w, p, sent, w.n_out, copied)
+    return w.n_out
+
+
 cdef void send_or_keep(fp_worker* w, int slave, uint32_t n) noexcept nogil:
     """Send the first `n` of `tx` on a slave, behind what already waits there.
 
     A dead link passes them on, including the frame that found it out; a busy one keeps them.
     """
     cdef fp_port* p = &w.shared.port[w.table.port[slave]]
-    cdef uint32_t sent = 0, i
+    cdef uint32_t sent = 0
     cdef int end = BUSY
     cdef bint waited = p.backlog.waits != IDLE
     if not waited:
         end = send_run(w, p, w.tx, n, &sent)
         if end == SENT:
             return
-    for i in range(sent, n):
-        if not backlog_add(p, <uint8_t*>w.tx_part[i].iov_base, <uint32_t>w.tx_part[i].iov_len):
-            p.count.tx_congested += 1
+    keep(w, p, sent, n, False)
     if waited:
         return
-    p.backlog.waits = LINK
-    p.backlog.since = fp_now()
+    begin_waiting(w, p, end)
     if end == DEAD:
         fail_over(w, slave)
-    else:
+
+
+# ── 4. what did not go ───────────────────────────────────────────────────────────────
+
+cdef inline void keep(fp_worker* w, fp_port* p, uint32_t first, uint32_t end, bint copied) noexcept nogil:
+    """Keep `tx[first:end]` behind what waits for a slave; for what there is no room it is congested."""
+    cdef uint32_t i
+    for i in range(first, end):
+        if not backlog_add(p, <uint8_t*>w.tx_part[i].iov_base, <uint32_t>w.tx_part[i].iov_len, copied):
+            p.count.tx_congested += 1
+
+
+cdef inline void begin_waiting(fp_worker* w, fp_port* p, int end) noexcept nogil:
+    """A slave did not take a frame.  BUSY: ask whether its link is there, and try again soon."""
+    p.backlog.waits = LINK
+    p.backlog.since = fp_now()
+    if end == BUSY:
         ask_watch(w, p)
         arm_retry(w)
 
@@ -186,6 +256,16 @@ cdef inline void arm_retry(fp_worker* w) noexcept nogil:
         fp_arm(w.timer, RETRY_NS)
 
 
+cdef void find_able(fp_worker* w) noexcept nogil:
+    """List the slaves that can transmit, in enslave order, after the table or what is dead changed."""
+    cdef uint32_t slave
+    w.n_able = 0
+    for slave in range(w.table.n):
+        if usable(w, slave):
+            w.able[w.n_able] = slave
+            w.n_able += 1
+
+
 cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
     """A slave's link is dead: tell control, make the next of the succession provisionally
     active, and pass on what waits.  It stays so until the next table."""
@@ -195,6 +275,7 @@ cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
         drop_backlog(p, &p.count.tx_link_down)
         return
     w.dead |= 1ULL << slave
+    find_able(w)
     if w.table.spread == SINGLE and slave == w.active and w.table.hold:
         if not known:
             tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY, 0)
@@ -204,7 +285,7 @@ cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
             return
     elif not known:
         stand_in(w, slave)
-    redirect(w, p, w.active if w.table.spread == SINGLE else next_usable(w, slave + 1))
+    redirect(w, p, slave + 1)
 
 
 cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
@@ -225,28 +306,61 @@ cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
     tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY if next == NOBODY else w.table.port[next], 0)
 
 
-cdef void redirect(fp_worker* w, fp_port* p, int to) noexcept nogil:
-    """Give the frames that wait for one slave to another, in order; without one they are lost."""
-    cdef fp_backlog* b = &p.backlog
-    cdef uint32_t n = b.n, i
-    b.waits = IDLE
-    b.n = 0
-    b.used = 0
-    if to < 0 or to == NOBODY or w.dead >> to & 1:
-        w.no_slave += n
+cdef inline int heir(fp_worker* w, const uint8_t* packet, uint32_t length, uint32_t start) noexcept nogil:
+    """Who gets a frame that waited for a slave, or NOBODY: whom the mode has for it without that one."""
+    if w.table.spread == SINGLE:
+        return w.active if w.active >= 0 and not w.dead >> w.active & 1 else NOBODY
+    if w.table.spread == HASH:
+        return by_hash(w, packet, length)
+    return next_usable(w, start)
+
+
+cdef void redirect(fp_worker* w, fp_port* p, uint32_t start) noexcept nogil:
+    """Give the frames that wait for one slave to others, in order; without any they are lost.
+
+    `start`: where the slaves that can transmit are looked through from, if the mode does not say whose
+    turn it is.  Of what broadcast has given to others too nothing is passed on.
+    """
+    cdef fp_backlog took = p.backlog    # whole: what follows may lead to frames that wait here anew
+    cdef uint8_t to[BATCH]
+    cdef uint32_t i, n
+    cdef int slave
+    clear_backlog(p)
+    if took.n == 0:
         return
-    for i in range(n):
-        w.tx_part[i].iov_base = b.bytes + b.offset[i]
-        w.tx_part[i].iov_len = b.length[i]
-    if n:
-        send_or_keep(w, to, n)
+    p.backlog.bytes = NULL
+    for i in range(took.n):
+        if took.copied >> i & 1:
+            to[i] = NOBODY
+            p.count.tx_copy_dead += 1
+            w.no_slave += w.n_able == 0     # the last one: whoever had a copy is dead too
+        else:
+            to[i] = heir(w, took.bytes + took.offset[i], took.length[i], start)
+            w.no_slave += to[i] == NOBODY
+    for slave in range(<int>w.table.n):
+        n = 0
+        for i in range(took.n):
+            if to[i] == slave:
+                w.tx_part[n].iov_base = took.bytes + took.offset[i]
+                w.tx_part[n].iov_len = took.length[i]
+                n += 1
+        if n:
+            send_or_keep(w, slave, n)
+    if p.backlog.bytes is NULL:
+        p.backlog.bytes = took.bytes
+    else:
+        unmap_pages(took.bytes, ARENA)
 
 
 cdef void drop_backlog(fp_port* p, uint64_t* counter) noexcept nogil:
     counter[0] += p.backlog.n
+    clear_backlog(p)
+
+
+cdef inline void clear_backlog(fp_port* p) noexcept nogil:
     p.backlog.waits = IDLE
-    p.backlog.n = 0
-    p.backlog.used = 0
+    p.backlog.n = p.backlog.used = 0
+    p.backlog.copied = 0
 
 
 cdef void serve_backlog(fp_worker* w, int slave) noexcept nogil:
@@ -276,13 +390,12 @@ cdef void serve_backlog(fp_worker* w, int slave) noexcept nogil:
             sent = 1        # ... or the bypass cannot segment what this slave cannot
     end = send_run(w, p, w.tx, b.n, &sent)
     if end == SENT:
-        b.waits = IDLE
-        b.n = 0
-        b.used = 0
+        clear_backlog(p)
         return
     if sent:
         b.since = now
         b.n -= sent
+        b.copied >>= sent
         for i in range(b.n):
             b.offset[i] = b.offset[i + sent]
             b.length[i] = b.length[i + sent]
@@ -509,6 +622,15 @@ cdef void tell_report(fp_worker* w) noexcept nogil:
         tell(w.shared, NEWS_REPORT, NOBODY, NOBODY, 0)
 
 
+cdef inline void look_through(fp_worker* w) noexcept nogil:
+    """See in a batch from the TAP who sends it, and whether groups are joined."""
+    cdef uint32_t i
+    for i in range(w.n_out):
+        remember_source(w, w.out[i] + VNET_LEN + 6)
+        if is_membership_report(w.out[i] + VNET_LEN, w.out_length[i] - VNET_LEN):
+            tell_report(w)
+
+
 # ── the worker's life ────────────────────────────────────────────────────────────────
 
 cdef bint get_memory(fp_worker* w) noexcept nogil:
@@ -591,6 +713,7 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
         receive_what_came(w)
     w.table = new
     w.dead = 0
+    find_able(w)
     if new.active >= 0 and (w.active < 0 or old is NULL or old.port[w.active] != new.port[new.active]):
         w.shared.port[new.port[new.active]].first_tx = 0
     w.active = new.active
@@ -602,8 +725,8 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
         if p.backlog.waits == IDLE:
             continue
         slave = slave_of_port(new, i)
-        if slave < 0 or p.backlog.waits == MOVE or (new.spread == SINGLE and slave != new.active):
-            redirect(w, p, w.active if new.spread == SINGLE else next_usable(w, 0))
+        if slave < 0 or p.backlog.waits == MOVE or not has_a_turn(w, slave):
+            redirect(w, p, 0)
     store_u64(&w.seen, new.generation)
 
 
@@ -613,6 +736,11 @@ cdef inline int slave_of_port(const fp_table* t, uint32_t port) noexcept nogil:
         if t.port[slave] == port:
             return slave
     return -1
+
+
+cdef inline bint has_a_turn(fp_worker* w, int slave) noexcept nogil:
+    """Whether the mode may choose this slave at all."""
+    return slave == w.active if w.table.spread == SINGLE else usable(w, slave)
 
 
 cdef inline bint tap_must_wait(fp_worker* w) noexcept nogil:
@@ -642,7 +770,12 @@ cdef void forward_out(fp_worker* w, int tap) noexcept nogil:
     """One batch from one TAP queue, all stations."""
     if tap_must_wait(w):
         return
-    if take_batch(w, tap):
+    if not take_batch(w, tap):
+        return
+    look_through(w)
+    if w.table.spread == BROADCAST:
+        deliver_copies(w)
+    else:
         choose_slaves(w, tap)
         deliver(w)
 
@@ -769,7 +902,7 @@ cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
 
 COUNTERS = (
     "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "rx_ignored", "rx_tap_down", "rx_tap_refused",
-    "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down",
+    "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down", "tx_copy_dead",
     "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed", "rx_tunnel_gso",
     "rx_tunnel_refused",
 )
@@ -927,7 +1060,7 @@ cdef class Engine:
         p.fd = p.plain_fd = 0
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
-                succession, uint32_t packets_per_slave, bint takeover, bint hold, uint32_t divert,
+                succession, uint32_t packets_per_slave, int policy, bint takeover, bint hold, uint32_t divert,
                 bytes address, watch):
         """Make this the table of every later batch, in one step; return its generation."""
         cdef fp_table* t = <fp_table*>calloc(1, sizeof(fp_table))
@@ -935,7 +1068,7 @@ cdef class Engine:
         if t is NULL:
             raise MemoryError
         t.generation = self.shared.table.generation + 1
-        t.spread, t.active, t.packets_per_slave = spread, active, packets_per_slave
+        t.spread, t.active, t.packets_per_slave, t.policy = spread, active, packets_per_slave, policy
         t.takeover, t.hold, t.divert = takeover, hold, divert
         t.can_transmit, t.receives = can_transmit, receives
         for port in ports:
@@ -1072,7 +1205,8 @@ cdef class Engine:
             if 0 < place < STAMPS and 0 <= slot < SLOTS:
                 p.stamp[place] = at
         for packet in backlog:
-            if not backlog_add(p, <uint8_t*><char*>packet, len(packet)):
+            # Taken for the only one: of broadcast's copies one too many is better than one too few.
+            if not backlog_add(p, <uint8_t*><char*>packet, len(packet), False):
                 p.count.tx_congested += 1
                 continue
             p.backlog.waits = LINK

@@ -105,8 +105,8 @@ cdef inline bint send_plain(fp_port* p, mmsghdr* packet) noexcept nogil:
     count_sent(p, packet, 1, fp_now())
     return True
 
-cdef inline bint backlog_add(fp_port* p, const uint8_t* packet, uint32_t length) noexcept nogil:
-    """Keep a packet for later; False when there is no room."""
+cdef inline bint backlog_add(fp_port* p, const uint8_t* packet, uint32_t length, bint copied) noexcept nogil:
+    """Keep a packet for later; False when there is no room.  `copied`: other slaves have it too."""
     cdef fp_backlog* b = &p.backlog
     if b.n == BATCH or b.used + length > ARENA:
         return False
@@ -118,5 +118,6 @@ cdef inline bint backlog_add(fp_port* p, const uint8_t* packet, uint32_t length)
     b.offset[b.n] = b.used
     b.length[b.n] = length
     b.used += (length + 15) & ~15u
+    b.copied |= <uint64_t>copied << b.n
     b.n += 1
     return True

@@ -21,6 +21,8 @@ cdef enum:
 
     SINGLE = 0              # table.Spread
     ROUND_ROBIN = 1
+    HASH = 2
+    BROADCAST = 3
 
     MS = 1000000            # ns
 
@@ -46,6 +48,7 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     int active                      # index into `port`, or -1
     uint32_t n                      # slaves, in enslave order
     uint32_t packets_per_slave
+    int policy                      # which hash, in HASH
     bint takeover
     bint hold
     uint32_t divert                 # KIND_* bits
@@ -76,6 +79,7 @@ cdef struct fp_counters:            # written by the worker alone, read any time
     uint64_t tx_refused             # EINVAL: this frame, not the link
     uint64_t tx_congested           # ring or buffer full for longer than 2 ms
     uint64_t tx_link_down           # sent to a dead link because the table forbade a takeover
+    uint64_t tx_copy_dead           # not lost: broadcast copies that a dead slave could not take
     uint64_t tx_held_too_long       # waited a second for a MAC to move
     uint64_t tx_unknown             # an errno that no rule knows
     uint64_t tx_plain               # not lost: sent through the ordinary path after the bypass refused
@@ -96,6 +100,7 @@ cdef struct fp_backlog:             # frames taken from the TAP that could not b
     uint32_t used
     uint32_t offset[BATCH]
     uint32_t length[BATCH]
+    uint64_t copied                 # bit per frame: broadcast has given it to other slaves too
     uint8_t* bytes                  # ARENA of them, allocated at first need
 
 cdef struct fp_bucket:              # how many diverted frames of one kind Python will look at
@@ -175,6 +180,8 @@ cdef struct fp_worker:              # one thread
     uint64_t seen                   # generation in use, read by control
     int parked                      # in epoll: holds no table
     uint64_t dead                   # slaves found dead under this table
+    uint32_t n_able                 # the others of it that can transmit, in order
+    uint8_t able[MAX_SLAVES]
     int active                      # as the table says, or provisionally another, or -1
     bint provisional
     int stand_in                    # port of the provisionally active slave, or -1

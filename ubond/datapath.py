@@ -188,6 +188,7 @@ class Datapath:
             -1 if table.active is None else table.active,
             table.succession,
             table.packets_per_slave,
+            table.policy,
             table.takeover,
             table.hold,
             table.divert,

@@ -244,6 +244,32 @@ def test_the_mode_may_change_under_way_and_macs_are_arranged(policy: str) -> Non
     assert [slave.backup for slave in rig.bond.snapshot().slaves] == [False, True]
 
 
+def test_a_mode_that_selects_one_slave_announces_it_when_it_is_entered() -> None:
+    rig = opened("a", "b", mode="balance-xor", miimon=100)
+    rig.do(ev.UppersChanged((ev.UpperFacts("bond0", rig.world.bond_mac, addresses4=(bytes((192, 0, 2, 10)),)),)))
+
+    def announced() -> list[str]:
+        mark = len(rig.world.done)
+        rig.set(mode=next(modes))
+        return [each.slave for each in rig.world.done[mark:] if isinstance(each, ev.SendFrames)
+                and each.what == "peer notification"]  # fmt: skip
+
+    modes = iter(["active-backup", "broadcast", "balance-rr", "active-backup", "active-backup"])
+    assert [announced() for _ in range(5)] == [["a"], [], [], ["a"], []]
+
+
+@pytest.mark.parametrize("mode", ["balance-rr", "balance-xor", "broadcast"])
+def test_slaves_stay_enslaved_and_up_through_a_change_of_mode(mode: str) -> None:
+    rig = opened("a", "b", miimon=100)
+    before = rig.bond.snapshot()
+    mark = len(rig.world.done)
+    rig.set(mode=mode)
+    rig.set(mode="active-backup")
+    touched = (ev.SetBondCarrier, ev.SetBondMac, ev.SetSlaveMac, ev.SetSlaveUp, ev.ClosePort, ev.OpenPort)
+    assert not [each for each in rig.world.done[mark:] if isinstance(each, touched)]
+    assert rig.bond.snapshot() == before
+
+
 def test_fail_over_mac_may_change_with_slaves() -> None:
     rig = opened("a", "b", miimon=100)
     rig.set(fail_over_mac="follow")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.bond.pretend import Rig, opened, recorded
 from ubond.bond import events as ev
-from ubond.bond.modes import accepts, is_igmp, next_able, round_robin
+from ubond.bond.hashing import HashPolicy
+from ubond.bond.modes import accepts, by_hash, copies, is_igmp, next_able, round_robin
 from ubond.bond.options import IMPLEMENTED_MODES
 from ubond.bond.table import Spread, TableSlave, TxTable
 
@@ -99,6 +100,34 @@ def test_the_table_of_active_backup_names_sender_and_heirs() -> None:
     assert [row.receives for row in table.slaves] == [False, False, True]
     assert (table.takeover, table.hold) == (True, False)
     assert table.address == bytes(rig.bond.snapshot().mac)
+
+
+def test_the_table_of_balance_xor_names_the_policy() -> None:
+    rig = opened("a", "b", mode="balance-xor")
+    table = table_of(rig)
+    assert (table.spread, table.policy, table.hold, table.succession) == (Spread.HASH, 0, False, ())
+    rig.set(xmit_hash_policy="layer3+4")
+    assert table_of(rig).policy == HashPolicy.LAYER34
+    frames = [PLAIN[:5] + bytes([number]) + PLAIN[6:] for number in range(8)]
+    assert {by_hash(table, frame) for frame in frames} == {0, 1}
+
+
+def test_the_choice_of_balance_xor_is_among_those_that_can_transmit() -> None:
+    rig = opened("a", "b", "c", mode="balance-xor")
+    rig.carrier("b", False)
+    frames = [PLAIN[:5] + bytes([number]) + PLAIN[6:] for number in range(8)]
+    assert {by_hash(table_of(rig), frame) for frame in frames} == {0, 2}
+    rig.carrier("a", False)
+    rig.carrier("c", False)
+    assert by_hash(table_of(rig), PLAIN) is None
+
+
+def test_broadcast_copies_to_all_that_can_transmit_in_enslave_order() -> None:
+    rig = opened("a", "b", "c", mode="broadcast")
+    table = table_of(rig)
+    assert (table.spread, copies(table)) == (Spread.BROADCAST, [0, 1, 2])
+    rig.carrier("b", False)
+    assert copies(table_of(rig)) == [0, 2]
 
 
 def test_a_slave_without_carrier_is_no_heir() -> None:

@@ -66,8 +66,21 @@ def test_updelay_is_ignored_while_nothing_can_send() -> None:
     assert "(slave a): link status up, enabling it in 0 ms" in rig.log_lines()
 
 
-def test_updelay_always_applies_in_round_robin() -> None:
-    rig = opened("a", mode="balance-rr", miimon=100, updelay=500)
+def test_updelay_is_ignored_in_xor_while_no_slave_can_transmit() -> None:
+    rig = opened("a", "b", mode="balance-xor", miimon=100)
+    rig.set(updelay=5000)
+    rig.carrier("a", False)
+    rig.carrier("b", False)
+    rig.carrier("a", True)
+    assert link(rig, "a") is UP
+    rig.carrier("b", True)
+    rig.run(1000)
+    assert link(rig, "b") is BACK
+
+
+@pytest.mark.parametrize("mode", ["balance-rr", "broadcast"])
+def test_updelay_always_applies_in_round_robin_and_broadcast(mode: str) -> None:
+    rig = opened("a", mode=mode, miimon=100, updelay=500)
     assert link(rig, "a") is BACK
     assert rig.world.carrier is False
     assert 400 < time_until(rig, "a", UP) <= 600

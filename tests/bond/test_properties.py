@@ -16,11 +16,12 @@ from ubond.bond.events import Action
 from ubond.bond.table import Spread
 
 NAMES = ("a", "b", "c")
+SPREADS = {Mode.BALANCE_RR: Spread.ROUND_ROBIN, Mode.BALANCE_XOR: Spread.HASH, Mode.BROADCAST: Spread.BROADCAST}
 names = st.sampled_from(NAMES)
 ms = st.sampled_from(["0", "50", "100", "250", "1000"])
 
 OPTIONS = {
-    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor"]),
+    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor", "broadcast", "802.3ad"]),
     "miimon": st.sampled_from(["0", "50", "100"]),
     "updelay": ms,
     "downdelay": ms,
@@ -34,6 +35,7 @@ OPTIONS = {
     "num_grat_arp": st.sampled_from(["0", "1", "5"]),
     "resend_igmp": st.sampled_from(["0", "3"]),
     "all_slaves_active": st.sampled_from(["0", "1"]),
+    "xmit_hash_policy": st.sampled_from(["layer2", "layer3+4", "vlan+srcmac"]),
 }
 
 Deed = Callable[[Rig], object]
@@ -119,7 +121,9 @@ def invariants(rig: Rig) -> None:
     if shot.mode is Mode.ACTIVE_BACKUP:
         active_backup(rig)
     else:
-        assert table.spread is Spread.ROUND_ROBIN
+        assert table.spread is SPREADS[shot.mode]
+        assert all(row.receives for row in table.slaves)
+        assert table.policy == shot.options["xmit_hash_policy"]
         assert {slave.mac for slave in shot.slaves} <= {shot.mac}
     due = rig.bond.deadline()
     assert due is None or due > rig.now

@@ -243,7 +243,8 @@ def test_an_option_without_meaning_in_the_mode_is_left_out(
 @pytest.mark.parametrize(
     ("text", "option", "why"),
     [
-        ("mode=802.3ad", "mode", "802.3ad is not part of this version (can: balance-rr, active-backup)"),
+        ("mode=802.3ad", "mode", "802.3ad is not part of this version (can: balance-rr, active-backup, balance-xor, "
+                                 "broadcast)"),
         ("mode=6", "mode", "balance-alb is not part of this version"),
         ("mode=Active-Backup", "mode", "invalid value 'Active-Backup' (may be: balance-rr, active-backup"),
         ("miimon=fast", "miimon", "invalid value 'fast'"),

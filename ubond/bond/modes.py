@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ubond.bond import targets
+from ubond.bond.hashing import HashPolicy, slave_index, xmit_hash
 from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.slave import Slave
 from ubond.bond.state import State
@@ -26,18 +27,30 @@ class ModeRules:
     `selects`: one slave carries all traffic, the others are backups; only such a mode has
     roles, a primary, a stand-in and announcements.  `moves_mac`: fail_over_mac means something.
     `resends`: membership reports are sent again when the current slave changes.
+    `spares_updelay`: without a slave that can transmit a returned link is taken at once.
     """
 
     spread: Spread
     selects: bool
     moves_mac: bool
     resends: bool
+    spares_updelay: bool
 
 
 RULES: Mapping[Mode, ModeRules] = MappingProxyType(
     {
-        Mode.BALANCE_RR: ModeRules(Spread.ROUND_ROBIN, selects=False, moves_mac=False, resends=True),
-        Mode.ACTIVE_BACKUP: ModeRules(Spread.SINGLE, selects=True, moves_mac=True, resends=True),
+        Mode.BALANCE_RR: ModeRules(
+            Spread.ROUND_ROBIN, selects=False, moves_mac=False, resends=True, spares_updelay=False
+        ),
+        Mode.ACTIVE_BACKUP: ModeRules(
+            Spread.SINGLE, selects=True, moves_mac=True, resends=True, spares_updelay=True
+        ),
+        Mode.BALANCE_XOR: ModeRules(
+            Spread.HASH, selects=False, moves_mac=False, resends=False, spares_updelay=True
+        ),
+        Mode.BROADCAST: ModeRules(
+            Spread.BROADCAST, selects=False, moves_mac=False, resends=False, spares_updelay=False
+        ),
     }
 )
 
@@ -82,6 +95,7 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
         active=None if sender is None else index(sender),
         succession=tuple(index(slave) for slave in succession) if mode.selects else (),
         packets_per_slave=state.settings.number("packets_per_slave"),
+        policy=state.settings.number("xmit_hash_policy"),
         takeover=not state.strict,
         hold=mac_policy(state) is not FailOverMac.NONE,
         address=bytes(state.mac),
@@ -123,6 +137,21 @@ def round_robin(table: TxTable, counter: int, frame: bytes) -> tuple[int | None,
         counter = turn = (counter + 1) & 0xFFFFFFFF
         turn //= table.packets_per_slave
     return next_able(table.slaves, turn % len(table.slaves)), counter
+
+
+def by_hash(table: TxTable, frame: bytes) -> int | None:
+    """The slave that a frame's hash says, counted among those that can transmit; None: drop the frame.
+
+    Source: bonding.rst, balance-xor and xmit_hash_policy.
+    """
+    able = [index for index, slave in enumerate(table.slaves) if slave.can_transmit]
+    index = slave_index(xmit_hash(frame, HashPolicy(table.policy)), len(able))
+    return None if index is None else able[index]
+
+
+def copies(table: TxTable) -> list[int]:
+    """The slaves that send a copy of each frame in broadcast, in this order; none: the frame is lost."""
+    return [index for index, slave in enumerate(table.slaves) if slave.can_transmit]
 
 
 def accepts(table: TxTable, slave: int, frame: bytes) -> bool:

@@ -72,8 +72,14 @@ class Rounds:
 
 
 def updelay_ignored(state: State) -> bool:
-    """Whether a returned link is taken at once, because there is nothing to send on."""
-    return modes.rules(state).selects and state.active is None
+    """Whether a returned link is taken at once, because there is nothing to send on.
+
+    Source: bonding.rst, updelay.  balance-rr and broadcast keep no count of what they can send on.
+    """
+    mode = modes.rules(state)
+    if mode.selects:
+        return state.active is None
+    return mode.spares_updelay and not any(slave.can_transmit for slave in state.slaves)
 
 
 def sees_link(state: State, slave: Slave) -> bool:

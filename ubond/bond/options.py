@@ -49,11 +49,16 @@ MODE_NAMES: Mapping[int, str] = MappingProxyType(
 )
 
 #: The modes that this version can run.
-IMPLEMENTED_MODES = frozenset({Mode.BALANCE_RR, Mode.ACTIVE_BACKUP})
+IMPLEMENTED_MODES = frozenset({Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST})
 #: Modes that select one active slave: `primary`, `active_slave` and `prio` mean something.
 USES_PRIMARY = frozenset({Mode.ACTIVE_BACKUP, Mode.BALANCE_TLB, Mode.BALANCE_ALB})
+HASHING = frozenset({Mode.BALANCE_XOR, Mode.LACP, Mode.BALANCE_TLB, Mode.BALANCE_ALB})
 ARP_CAPABLE = frozenset({Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST})
 LACP_ONLY = frozenset({Mode.LACP})
+ACTIVE_BACKUP_ONLY = frozenset({Mode.ACTIVE_BACKUP})
+BALANCING = frozenset({Mode.BALANCE_TLB, Mode.BALANCE_ALB})
+#: Modes that cannot do without speeds, and so without the MII monitor; milliseconds where none are set.
+FORCED_MIIMON, MIIMON_FORCED = frozenset({Mode.LACP, Mode.BALANCE_TLB, Mode.BALANCE_ALB}), 100
 
 
 class FailOverMac(enum.IntEnum):
@@ -129,6 +134,7 @@ class Option:
 
     `lo`/`hi` bound a number (hi None: no upper bound, so only named values are accepted);
     `default` is the driver's default as stored; `ours` is ours where it differs.
+    `modes`: those that it can be set in, `used` those that it has an effect in where they are fewer.
     `words` maps further accepted words to values, `default_word` says whether the word
     `default` is accepted.
     """
@@ -142,6 +148,7 @@ class Option:
     lo: int = 0
     hi: int | None = None
     modes: frozenset[Mode] | None = None
+    used: frozenset[Mode] | None = None
     when: When = When.ANY
     ours: int | str | None = None
     default_word: int | None = None
@@ -225,14 +232,15 @@ _TABLE = (
     Option("packets_per_slave", Kind.NUMBER, "frames sent on one slave before the next (0: random)",
            1, words={"maxval": 65535}, hi=65535, modes=frozenset({Mode.BALANCE_RR}), default_word=1),
     Option("xmit_hash_policy", Kind.ENUM, "which header fields choose the slave", 0,
-           _enum("layer2", "layer3+4", "layer2+3", "encap2+3", "encap3+4", "vlan+srcmac"), default_word=0),
+           _enum("layer2", "layer3+4", "layer2+3", "encap2+3", "encap3+4", "vlan+srcmac"), default_word=0,
+           used=HASHING),
     Option("arp_validate", Kind.ENUM, "on which slaves ARP evidence is checked", 0,
            _enum("none", "active", "backup", "all", "filter", "filter_active", "filter_backup"),
            modes=ARP_CAPABLE, default_word=0),
     Option("arp_all_targets", Kind.ENUM, "whether any or all ARP targets must answer", 0,
-           _enum("any", "all"), default_word=0),
+           _enum("any", "all"), default_word=0, used=ACTIVE_BACKUP_ONLY),
     Option("fail_over_mac", Kind.ENUM, "what happens to MAC addresses at failover", 0,
-           _enum("none", "active", "follow"), when=When.EMPTY, default_word=0),
+           _enum("none", "active", "follow"), when=When.EMPTY, default_word=0, used=ACTIVE_BACKUP_ONLY),
     Option("arp_interval", Kind.MS, "milliseconds between ARP probes (0: off)", 0, words=_OFF_MAX,
            hi=INT_MAX, modes=ARP_CAPABLE, default_word=0),
     Option("arp_ip_target", Kind.LIST, "IPv4 addresses to probe", ""),
@@ -243,28 +251,33 @@ _TABLE = (
     Option("lacp_rate", Kind.ENUM, "how often the partner is asked to send LACPDUs", 0,
            _enum("slow", "fast"), modes=LACP_ONLY, when=When.DOWN, unsettable=_LACP_LATER),
     Option("min_links", Kind.NUMBER, "links needed for carrier (802.3ad)", 0, words=_OFF_MAX,
-           hi=INT_MAX, default_word=0),
+           hi=INT_MAX, default_word=0, used=LACP_ONLY),
     Option("ad_select", Kind.ENUM, "how the active aggregator is chosen", 0,
-           _enum("stable", "bandwidth", "count", "actor_port_prio"), when=When.DOWN, default_word=0),
+           _enum("stable", "bandwidth", "count", "actor_port_prio"), when=When.DOWN, default_word=0,
+           used=LACP_ONLY),
     Option("num_unsol_na", Kind.NUMBER, "announcements after a failover", 1,
-           words={"off": 0, "maxval": 255}, hi=255, default_word=1, aliases=("num_grat_arp",)),
+           words={"off": 0, "maxval": 255}, hi=255, default_word=1, aliases=("num_grat_arp",),
+           used=ACTIVE_BACKUP_ONLY | LACP_ONLY),
     Option("miimon", Kind.MS, "milliseconds between looks at each slave's carrier (0: off)", 0,
            words=_OFF_MAX, hi=INT_MAX, default_word=0, ours=100),
     Option("primary", Kind.SLAVE, "the slave to prefer", "", modes=USES_PRIMARY),
     Option("primary_reselect", Kind.ENUM, "when a returning primary takes over", 0,
-           _enum("always", "better", "failure"), default_word=0),
+           _enum("always", "better", "failure"), default_word=0, used=USES_PRIMARY),
     Option("use_carrier", Kind.SWITCH, "link state from the carrier flag (always)", 1, _SWITCH,
            default_word=1),
     Option("active_slave", Kind.SLAVE, "the slave in use now", "", modes=USES_PRIMARY),
-    Option("queue_id", Kind.PER_SLAVE, "the transmit queue whose frames leave on this slave", 0, hi=65535),
-    Option("all_slaves_active", Kind.SWITCH, "also receive on backup slaves", 0, _SWITCH, default_word=0),
+    Option("queue_id", Kind.PER_SLAVE, "the transmit queue whose frames leave on this slave", 0, hi=65535,
+           used=frozenset({Mode.BALANCE_RR, Mode.ACTIVE_BACKUP})),
+    Option("all_slaves_active", Kind.SWITCH, "also receive on backup slaves", 0, _SWITCH, default_word=0,
+           used=USES_PRIMARY | LACP_ONLY),
     Option("resend_igmp", Kind.NUMBER, "membership reports sent again after a failover", 1,
-           words={"off": 0, "maxval": 255}, hi=255, default_word=1),
+           words={"off": 0, "maxval": 255}, hi=255, default_word=1,
+           used=USES_PRIMARY | {Mode.BALANCE_RR}),
     Option("lp_interval", Kind.SECONDS, "seconds between learning packets (tlb, alb)", 1,
-           words={"minval": 1, "maxval": INT_MAX}, lo=1, hi=INT_MAX, default_word=1),
+           words={"minval": 1, "maxval": INT_MAX}, lo=1, hi=INT_MAX, default_word=1, used=BALANCING),
     Option("slaves", Kind.SLAVE, "+NAME enslaves, -NAME releases", ""),
     Option("tlb_dynamic_lb", Kind.SWITCH, "rebalance by load (tlb, alb)", 1, _SWITCH,
-           modes=frozenset({Mode.BALANCE_TLB, Mode.BALANCE_ALB}), when=When.DOWN, default_word=1),
+           modes=BALANCING, when=When.DOWN, default_word=1),
     Option("ad_actor_sys_prio", Kind.NUMBER, "LACP system priority", 65535,
            words={"minval": 1, "maxval": 65535}, lo=1, hi=65535, modes=LACP_ONLY, default_word=65535,
            unsettable=_LACP_LATER),
@@ -274,7 +287,8 @@ _TABLE = (
            words={"minval": 0, "maxval": 1023}, hi=1023, modes=LACP_ONLY, when=When.DOWN, default_word=0,
            unsettable=_LACP_LATER),
     Option("peer_notif_delay", Kind.MS, "milliseconds between announcements; a multiple of miimon", 0,
-           words={"off": 0, "maxval": 300000}, hi=300000, aliases=("peer_notify_delay",)),
+           words={"off": 0, "maxval": 300000}, hi=300000, aliases=("peer_notify_delay",),
+           used=ACTIVE_BACKUP_ONLY | LACP_ONLY),
     Option("lacp_active", Kind.SWITCH, "whether LACPDUs are sent unasked", 1, _SWITCH, modes=LACP_ONLY,
            when=When.DOWN, default_word=1, unsettable=_LACP_LATER),
     Option("arp_missed_max", Kind.NUMBER, "silent ARP intervals before a slave is down", 2,

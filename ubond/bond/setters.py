@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from ubond.bond import failover, modes, options, targets
 from ubond.bond.events import Level, OptionWritten
-from ubond.bond.options import Mode, Option, OptionError, Probe
+from ubond.bond.options import FORCED_MIIMON, MIIMON_FORCED, Mode, Option, OptionError, Probe
 from ubond.bond.settings import RAW, check_supported, check_when, find, generic_line, word
 from ubond.bond.slave import Slave
 from ubond.bond.state import State
@@ -39,7 +39,8 @@ def write(state: State, event: OptionWritten, out: Transaction) -> None:
         SETTERS.get(canonical, store)(state, option, value, out)
     except OptionError as error:
         lines = [*error.lines, *generic_line(option, error.errno, text)]
-        raise OptionError(error.errno, lines, error.extack) from None
+        extack = "invalid option value" if error.errno == E.EINVAL else None
+        raise OptionError(error.errno, lines, error.extack or extack) from None
 
 
 def store(state: State, option: Option, value: int | str, out: Transaction) -> None:
@@ -62,6 +63,7 @@ STORED: Mapping[str, str] = MappingProxyType(
         "ad_select": "ad_select %",
         "use_carrier": "use_carrier",
         "resend_igmp": "resend_igmp",
+        "tlb_dynamic_lb": "dynamic-lb %",
         "arp_missed_max": "missed max %",
     }
 )
@@ -71,17 +73,39 @@ STORED: Mapping[str, str] = MappingProxyType(
 
 
 def set_mode(state: State, option: Option, value: int | str, out: Transaction) -> None:
-    """Change the mode.  With slaves the roles and MACs are arranged as the new mode has them."""
-    settings = state.settings
-    if settings.mode is Mode(int(value)):
+    """Change the mode.  With slaves the roles and MACs are arranged as the new mode has them.
+
+    A mode that selects one slave announces it: the switch has seen our MAC on every port until now.
+    """
+    settings, mode = state.settings, Mode(int(value))
+    if settings.mode is mode:
         return
+    selected = modes.rules(state).selects
+    if mode in FORCED_MIIMON:
+        _force_miimon(state, mode, out)
+    if mode is Mode.BALANCE_ALB:
+        settings.store("tlb_dynamic_lb", 1)
     settings.store("mode", value)
     settings.store("arp_validate", 0)
     settings.store("broadcast_neighbor", 0)
     if state.slaves:
-        failover.select(state, out, f"mode is now {settings.mode}")
+        why = f"mode is now {mode}"
+        failover.select(state, out, why)
         modes.set_roles(state)
         failover.arrange_macs(state, out)
+        if modes.rules(state).selects and not selected:
+            out.changed = out.changed or why
+
+
+def _force_miimon(state: State, mode: Mode, out: Transaction) -> None:
+    """What the modes that need to know speeds do: look at links by MII, whatever was set."""
+    settings = state.settings
+    if settings.number("arp_interval"):
+        out.debug(f"{mode} mode is incompatible with arp monitoring, start mii monitoring")
+        settings.store("arp_interval", 0)
+    if not settings.miimon:
+        settings.store("miimon", MIIMON_FORCED)
+        out.debug(f"Setting MII monitoring interval to {MIIMON_FORCED}")
 
 
 def set_fail_over_mac(state: State, option: Option, value: int | str, out: Transaction) -> None:

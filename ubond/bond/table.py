@@ -17,6 +17,8 @@ class Spread(enum.IntEnum):
 
     SINGLE = 0  # the active slave
     ROUND_ROBIN = 1  # in turn, `packets_per_slave` frames each
+    HASH = 2  # by the frame's hash, among those that can transmit
+    BROADCAST = 3  # a copy for each that can transmit
 
 
 class Divert(enum.IntFlag):
@@ -49,6 +51,7 @@ class TxTable:
 
     `active`: index of the slave that sends in SINGLE (and IGMP in ROUND_ROBIN), or None.
     `succession`: who takes over, in this order, when the active slave's link is found dead.
+    `policy`: which hash, in HASH (`hashing.HashPolicy`).
     `takeover`: whether the worker may make a successor provisionally active by itself;
     without it frames are lost until the next table, as with the driver.
     `hold`: a takeover must wait for the next table, because a MAC has to move first.
@@ -60,6 +63,7 @@ class TxTable:
     active: int | None = None
     succession: tuple[int, ...] = ()
     packets_per_slave: int = 1
+    policy: int = 0
     takeover: bool = True
     hold: bool = False
     divert: Divert = Divert.NONE

@@ -1,0 +1,78 @@
+"""60-byte frames out of the bond in every mode, against active-backup in the same run.
+
+Counted where the cables end, at the switch's two ports together: in broadcast each copy counts.
+The frames are 64 UDP flows, which layer3+4 spreads over both slaves.  `.work` is the processor time that
+the daemon needs for a frame: what else the machine does disturbs it less.
+
+    python bench/modes.py [ROUNDS [TREE]]
+
+TREE: a directory with another build of ubond, whose active-backup and balance-rr take turns as well.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from _bed import BOND, Bed, GuardError, in_turn, measure, rounds
+from _report import emit_ratio
+
+SECONDS = 2.0
+FLOWS = 64
+XOR = ("-o", "mode=balance-xor", "-o", "xmit_hash_policy=layer3+4")
+AT_LEAST = 0.9
+
+
+def spent(pid: int) -> int:
+    """Processor time of a process's threads so far, in ns."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def flood(bed: Bed, *options: str, tree: str = "") -> tuple[float, float]:
+    """Frames a second that arrived at the switch over both cables, and ns of the daemon's work for each."""
+    with bed.bond(*options, tree=tree) as interface:
+        pid = bed.daemon_pid()
+        mac = json.loads(bed.lab.ip("peer", "-j", "link", "show", "dev", "eth0"))[0]["address"]
+        sender = bed.load("host", "raw", interface=interface, dst=mac, size=60, flows=FLOWS, seconds=SECONDS + 1)
+        before, began = spent(pid), time.monotonic()
+        counting = [bed.load("switch", "pps-recv", interface=port, seconds=SECONDS) for port in ("sw1", "sw2")]
+        counted = [float(each.report(end=False)["pps"]) for each in counting]
+        took, work = time.monotonic() - began, spent(pid) - before
+        sender.report(end=False)
+        if options and min(counted) < 0.2 * max(counted):
+            raise GuardError(f"{BOND} {' '.join(options)} sent {counted[0]:.0f} and {counted[1]:.0f} frames a second")
+        return sum(counted), work / took / sum(counted)
+
+
+def compare(bench: str, unit: str, found: list[tuple[float, float]], against: list[tuple[float, float]],
+            **aim: float) -> None:  # fmt: skip
+    emit_ratio(bench, unit, [rate for rate, _ in found], [rate for rate, _ in against], **aim)
+    emit_ratio(f"{bench}.work", "ns of the daemon's time", [ns for _, ns in found], [ns for _, ns in against])
+
+
+def bench(bed: Bed) -> None:
+    tree = sys.argv[2] if len(sys.argv) > 2 else ""
+    rr = ("-o", "mode=balance-rr")
+    contenders = [
+        ("active-backup", lambda: flood(bed)),
+        ("balance-rr", lambda: flood(bed, *rr)),
+        ("balance-xor", lambda: flood(bed, *XOR)),
+        ("broadcast", lambda: flood(bed, "-o", "mode=broadcast")),
+    ]
+    if tree:
+        contenders += [
+            ("active-backup of TREE", lambda: flood(bed, tree=tree)),
+            ("balance-rr of TREE", lambda: flood(bed, *rr, tree=tree)),
+        ]
+    found = in_turn(rounds(), contenders)
+    baseline = found["active-backup"]
+    compare("modes.pps.balance-rr", "frames/s", found["balance-rr"], baseline)
+    compare("modes.pps.balance-xor", "frames/s", found["balance-xor"], baseline, at_least=AT_LEAST)
+    compare("modes.pps.broadcast", "copies/s", found["broadcast"], baseline, at_least=AT_LEAST)
+    if tree:
+        compare("modes.pps.active-backup.tree", "frames/s", baseline, found["active-backup of TREE"])
+        compare("modes.pps.balance-rr.tree", "frames/s", found["balance-rr"], found["balance-rr of TREE"])
+
+
+if __name__ == "__main__":
+    measure(bench)
