@@ -20,6 +20,8 @@ help:
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
 	@echo "make build   the virtual environment and the extension"
+	@echo "make modes   modes changed 1,000 times under TCP and UDP load (a few minutes)"
+	@echo "make docs    write what is generated: docs/options.md and the manual's section on options"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   remove what was built"
 
@@ -76,6 +78,18 @@ lint:
 	@tools/prepare test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+.PHONY: docs modes
+
+# Pages that are made of the option table.
+docs:
+	@tools/prepare demo
+	@$(PYTHON) -m ubond.cli_options
+
+# The mode or the active slave of a running bond changed 1,000 times under load.
+modes:
+	@tools/prepare test
+	@UBOND_CHANGES=$(or $(CHANGES),1000) $(WORLD) $(PYTHON) -m pytest -k under_load tests/netns/test_live_modes.py
 
 clean:
 	rm -rf .venv build bench/bin bench/out ubond/_fastpath.c ubond/_fastpath.html ubond/*.so

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import pytest
 from fake_desk import AT, CHANGE, Running, as_another_user, as_nobody, serving, until
 
-from ubond import __version__, cli, cli_events, cli_up, control, paths
+from ubond import __version__, cli, cli_events, cli_options, cli_up, control, paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OPTIONS, Kind, OptionError, Refused
 from ubond.bond.spec import BondSpec, SlaveSpec, SpecError
@@ -88,6 +88,40 @@ def test_every_bonding_option_is_a_flag_of_up_and_stands_in_the_manual() -> None
         if option.name != "slaves":
             assert re.search(rf"{option.flag}[ ,]", text), option.name
             assert re.search(rf"^\.BR? {option.name}\b", MANUAL, re.M), option.name
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    manual = (ROOT / "docs/man/ubond.1").read_text()
+    assert (ROOT / "docs/options.md").read_text() == cli_options.markdown(), "make docs"
+    assert cli_options.in_manual(manual) == manual, "make docs"
+    assert cli_options.in_manual(manual.replace("Which header fields", "What")) == manual
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_explains_each_option(name: str) -> None:
+    option = OPTIONS[name]
+    text = cli_options.page(option)
+    plain = " ".join(text.split())
+    assert plain.startswith(f"{name}: {option.doc}")
+    for value, word in option.values.items():
+        assert f"{value} {word}" in plain
+        assert option.parse(word) == option.parse(str(value)) == value
+    for word, value in option.words.items():
+        assert f"{word} {value}" in plain
+    if option.hi is not None:
+        assert f"{option.lo} - {option.hi}" in plain
+    for mode in option.modes or ():
+        assert str(mode) in plain
+    assert option.when.value in plain
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_options_prints_a_line_each_or_one_by_any_of_its_names() -> None:
+    assert [line.split()[0] for line in ubond("options").stdout.splitlines()] == list(OPTIONS)
+    assert ubond("options", "num-grat-arp").stdout == cli_options.page(OPTIONS["num_unsol_na"]) + "\n"
+    refused = ubond("options", "nonsense")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "ubond: unknown option nonsense; `ubond options` lists them\n"
 
 
 def test_version_is_that_of_the_package() -> None:

@@ -89,8 +89,9 @@ MAY: dict[str, frozenset[str]] = {
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),
-    "cli_up": VOCABULARY | {"bond.settings"},
-    "cli": VOCABULARY | {"cli_ask", "cli_up", "client", "config", "daemon", "lab", "messages", "paths"},
+    "cli_options": frozenset({"bond.options"}),
+    "cli_up": VOCABULARY | {"bond.settings", "cli_options"},
+    "cli": VOCABULARY | {"cli_ask", "cli_options", "cli_up", "client", "config", "daemon", "lab", "messages", "paths"},
     "__main__": frozenset({"cli"}),
     # yard: stands beside, starts processes
     "lab_world": frozenset(),

@@ -294,6 +294,22 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", default="/", help="where etc/ is (default /)")
 
 
+def _describe_options(parser: argparse.ArgumentParser) -> None:
+    from ubond import cli_options
+
+    cli_options.add_arguments(parser)
+
+
+def _options(args: argparse.Namespace) -> int:
+    from ubond import cli_options
+    from ubond.bond.options import OptionError
+
+    try:
+        return cli_options.run(args)
+    except OptionError as error:
+        raise CommandError(USAGE, f"{error}; `ubond options` lists them") from None
+
+
 # ── the table of commands ────────────────────────────────────────────────────────────
 
 COMMANDS = {
@@ -332,6 +348,12 @@ examples:
   ubond set bond0 active_slave=eth2
   ubond set bond0 miimon=50 updelay=2s
   ubond set bond0 eth2.prio=10 eth2.queue_id=3
+"""),
+    "options": Command("explain the bonding options: values, default, modes, when they may change",
+                       _describe_options, _options, """\
+examples:
+  ubond options
+  ubond options xmit_hash_policy
 """),
     "monitor": Command("print what happens, one line per event, until interrupted", cli_ask.describe_monitor,
                        cli_ask.monitor, """\

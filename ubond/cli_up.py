@@ -14,9 +14,10 @@ from ipaddress import ip_address, ip_interface
 from types import MappingProxyType
 from typing import Any
 
-from ubond.bond.options import OPTIONS, Kind, Mode, Option, OptionError, apply_order, find
+from ubond.bond.options import OPTIONS, Kind, Option, OptionError, apply_order, find
 from ubond.bond.settings import Settings, check_supported, check_when
 from ubond.bond.spec import GATES, BondSpec, SlaveSpec, SpecError, check_name
+from ubond.cli_options import describe
 from ubond.wire import MacAddr, WireError
 
 #: Capabilities that a bond needs, by their bit in CapEff.
@@ -110,19 +111,6 @@ def _add_option(group: Any, option: Option) -> None:
         *flags, metavar=_METAVARS[option.kind], dest="written", action="append", type=read,
         help=describe(option),
     )  # fmt: skip
-
-
-def describe(option: Option) -> str:
-    """One option for `--help`: meaning, values, default, and where it cannot be used."""
-    text = option.doc
-    if option.kind is Kind.PER_SLAVE:
-        text += f"; {option.lo} - {option.hi} (default {option.start})"
-    elif option.values or option.hi is not None:
-        default = option.values.get(int(option.start), str(option.start))
-        text += f"; {option.accepted()} (default {default})"
-    if option.modes is not None and len(option.modes) < len(Mode):
-        text += "; in " + ", ".join(str(mode) for mode in sorted(option.modes))
-    return text + (f" [{option.unsettable}]" if option.unsettable else "")
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────
