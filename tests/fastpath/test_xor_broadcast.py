@@ -52,6 +52,12 @@ def drain(sock) -> list[bytes]:
     return found
 
 
+def congested(b, *slaves: str) -> int:
+    """Frames that slaves dropped because this process was too late to read: their rings hold ten."""
+    counters = b.datapath.counters()
+    return sum(counters[slave]["tx_congested"] for slave in slaves or counters)
+
+
 def kill(b, slave: int) -> None:
     b.datapath._engine.rename_port(slave, "no-such-nic")
 
@@ -137,7 +143,10 @@ def test_what_finds_a_dead_link_goes_where_the_new_usable_set_sends_it(bed):
     got[0] = list(map(count_of, drain(b.wires[0])))
     assert got[0], "the dead one carried something"
     assert got[0] == sent[: len(got[0])], "and nothing after it was found dead"
-    assert sorted(got[0] + got[1] + got[2]) == sorted(sent)
+    came = got[0] + got[1] + got[2]
+    assert len(came) == len(set(came))
+    assert len(came) + congested(b) == len(sent)
+    assert len(came) > 300
     for wire in (1, 2):
         assert {modes.by_hash(after, flow(port)) for port, _ in got[wire]} == {wire}
         for port in ports:
@@ -156,7 +165,7 @@ def test_when_all_links_are_dead_what_is_left_is_counted(bed):
     for count in range(total):
         b.send(flow(count % 16, count))
     carried = lambda: sum(c["tx_frames"] for c in b.datapath.counters().values())  # noqa: E731
-    wait_for(lambda: carried() + b.datapath.totals()["no_slave"] == total, "every frame sent or counted")
+    wait_for(lambda: carried() + congested(b) + b.datapath.totals()["no_slave"] == total, "all sent or counted")
     assert b.datapath.totals()["no_slave"] > 0
 
 
@@ -170,7 +179,11 @@ def test_a_busy_slave_delays_its_own_flows_only(bed):
         while select.select([b.wires[1]], [], [], 0.0005)[0]:
             got.append(count_of(b.wires[1].recv(70000)))    # slave 0's wire is never read
     got += map(count_of, drain(b.wires[1]))
-    assert [count for _, count in got] == list(range(1, 400, 2))
+    counts = [count for _, count in got]
+    assert counts == sorted(set(counts))
+    assert set(counts) <= set(range(1, 400, 2))
+    assert len(counts) + congested(b, "s1") == 200
+    assert len(counts) > 150
     wait_for(lambda: b.datapath._engine.waiting() == 0, "nothing waits for ever")
     busy = b.datapath.counters()["s0"]
     assert busy["tx_congested"] > 0
@@ -304,9 +317,11 @@ def test_copies_that_wait_are_not_sent_twice_when_the_mode_changes(bed):
     b = bed(2, ring=4096)
     for _ in range(20):
         b.publish(None, spread=Spread.BROADCAST)
+        before = congested(b, "s1")
         total, came = fill(b, frame(1, size=500))
         b.publish(1)
         came += len(drain(b.wires[1]))
+        came += congested(b, "s1") - before
         assert came == total, "each once, though copies of some waited for the other slave"
         drain(b.wires[0])
 
@@ -319,9 +334,8 @@ def test_frames_that_wait_leave_once_when_the_mode_becomes_broadcast(bed):
         total, came = fill(b, frame(1, size=500))
         b.publish(None, spread=Spread.BROADCAST, able="1")
         came += len(drain(b.wires[0])) + len(drain(b.wires[1]))
-        congested = sum(c["tx_congested"] for c in b.datapath.counters().values()) - lost
-        lost += congested
-        assert came + congested == total
+        assert came + congested(b) - lost == total
+        lost = congested(b)
 
 
 def test_modes_that_follow_each_other_under_load_lose_and_double_nothing(bed):
@@ -331,8 +345,10 @@ def test_modes_that_follow_each_other_under_load_lose_and_double_nothing(bed):
         spread = (Spread.SINGLE, Spread.ROUND_ROBIN, Spread.HASH, Spread.BROADCAST)[i // 10 % 4]
         b.publish(i % 3, spread=spread, policy=HashPolicy.LAYER34, receives="012", wait=i % 10 == 0)
         b.send(flow(i % 50, i))
-        for wire in b.wires:
-            while not quiet(wire, 0):
+        while len(got) < i - 3:     # a few are on their way, never as many as a ring holds
+            ready, _, _ = select.select(b.wires, [], [], 5)
+            assert ready
+            for wire in ready:
                 got[count_of(wire.recv(70000))[1]] += 1
     for packet in (packet for wire in b.wires for packet in drain(wire)):
         got[count_of(packet)[1]] += 1
