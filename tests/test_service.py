@@ -24,6 +24,7 @@ from ubond.bond.events import (
     UppersChanged,
     Woken,
 )
+from ubond.bond.snapshot import LinkState
 from ubond.bond.table import Spread, TxTable
 from ubond.service import Service
 from ubond.wire import MacAddr
@@ -43,6 +44,7 @@ class Script:
     def __init__(self, **answers: list[Action]) -> None:
         self.answers = answers
         self.seen: list[Event] = []
+        self.slaves: tuple[Any, ...] = ()
 
     def handle(self, event: Event, now: int) -> list[Action]:
         self.seen.append(event)
@@ -52,7 +54,7 @@ class Script:
         return None
 
     def snapshot(self) -> Any:
-        return SimpleNamespace(name="bond0", options=OPTIONS, slaves=(), targets=())
+        return SimpleNamespace(name="bond0", options=OPTIONS, slaves=self.slaves, targets=())
 
 
 class Doors:
@@ -139,5 +141,41 @@ def test_log_lines_are_kept_with_their_prefix() -> None:
         await service.feed(Woken())
         assert [line["text"] for line in service.lines] == ["bond0: (slave eth1): link status definitely up"]
         await service.feed(UppersChanged(()))
+
+    asyncio.run(story())
+
+
+def links(**states: LinkState) -> tuple[Any, ...]:
+    return tuple(SimpleNamespace(name=name, index=number, link=link)
+                 for number, (name, link) in enumerate(states.items(), 1))  # fmt: skip
+
+
+def test_up_waits_for_a_link_that_a_driver_resets_and_says_how_long() -> None:
+    async def story() -> None:
+        study = Script()
+        study.slaves = links(eth1=LinkState.DOWN, eth2=LinkState.UP, eth3=LinkState.DOWN)
+        service = Service(study, Doors())  # type: ignore[arg-type]
+        # eth3 had no link before: nobody waits for a cable that is not there.
+        waiting = asyncio.ensure_future(service.wait_for_links(["eth1", "eth2"]))
+        await asyncio.sleep(0.4)
+        assert not waiting.done()
+        study.slaves = links(eth1=LinkState.BACK, eth2=LinkState.UP, eth3=LinkState.DOWN)
+        await waiting
+        (line,) = (str(line["text"]) for line in service.lines)
+        assert line.startswith("bond0: (slave eth1): its driver has reset the link for another MTU or MAC: waited 0.")
+
+    asyncio.run(story())
+
+
+def test_up_does_not_wait_for_ever_for_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        monkeypatch.setattr("ubond.service.LINK_PATIENCE", 0.1)
+        study = Script()
+        study.slaves = links(eth1=LinkState.DOWN)
+        service = Service(study, Doors())  # type: ignore[arg-type]
+        await service.wait_for_links(["eth1"])
+        assert "it has not returned yet" in str(service.lines[-1]["text"])
+        await service.wait_for_links([])
+        assert len(service.lines) == 1
 
     asyncio.run(story())
