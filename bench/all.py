@@ -11,8 +11,8 @@ from pathlib import Path
 from _report import note
 
 HERE = Path(__file__).resolve().parent
-BENCHES = ("failover_out", "failover_in", "failover_flows", "upgrade", "tcp", "tunnels", "pps", "rtt", "idle",
-           "startup")  # fmt: skip
+BENCHES = ("failover_out", "failover_in", "failover_flows", "dead_path", "upgrade", "tcp", "tunnels", "pps", "rtt",
+           "idle", "startup")  # fmt: skip
 
 
 def row(result: dict[str, object]) -> str:

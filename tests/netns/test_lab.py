@@ -253,3 +253,16 @@ def test_no_permission_names_sudo(tmp_path: Path) -> None:
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("switch", ["bridge", "two"])
+def test_a_blocked_path_is_dead_with_its_carrier_up(switch: str) -> None:
+    with Lab(new_name(), switch) as lab:
+        give_address(lab, "eth1")
+        assert reaches_peer(lab)
+        lab.block("eth1")
+        assert lab.has_carrier("eth1")
+        assert not reaches_peer(lab)
+        assert "eth1: blocked (sw1), carrier" in lab.status()
+        lab.unblock("eth1")
+        assert reaches_peer(lab)

@@ -175,7 +175,7 @@ class Bond:
         """When `handle(Woken(), ...)` is next due, or None while nothing is pending."""
         if not self._state.up:
             return None
-        times = [self._peers.deadline, self._reports.deadline, self._state.probing.due]
+        times = [self._peers.deadline, self._reports.deadline, probing.deadline(self._state)]
         times.append(damping.deadline(self._state))
         if self._pass_pending():
             times.append(self._grid.after(self._looked))

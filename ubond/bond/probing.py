@@ -132,10 +132,35 @@ def _last_heard(state: State, slave: Slave) -> int:
 # ── a pass ───────────────────────────────────────────────────────────────────────────
 
 
+def deadline(state: State) -> int | None:
+    """When to be told what was heard: at the next pass, or when a silence has lasted too long, if that is earlier.
+
+    The driver looks at its passes alone, so a path that died is left up to an interval later.
+    """
+    due = state.probing.due
+    if due is None or state.strict:
+        return due
+    return min((due, *(end + 1 for slave in state.slaves if (end := _patience(state, slave)) is not None)))
+
+
+def _patience(state: State, slave: Slave) -> int | None:
+    """The last time at which the silence of a slave that is up is forgiven; None for as long as it likes."""
+    if slave.path is not LinkState.UP:
+        return None
+    every, missed = interval(state), state.settings.number("arp_missed_max")
+    if not modes.rules(state).selects:
+        return min(slave.stamps.sent, slave.stamps.received) + missed * every + every // 2
+    if slave.backup and state.probing.rotating is not None:
+        return None
+    heard = _last_heard(state, slave)
+    since = heard + every if slave.backup else min(slave.stamps.sent, heard)
+    return max(since + missed * every, slave.stamps.up + 2 * every) + every // 2
+
+
 def run(state: State, out: Transaction) -> None:
-    """Do a pass if one is due."""
-    due, now = state.probing.due, out.now
-    if due is None or now < due:
+    """Do a pass if one is due, or somebody has been silent for too long."""
+    due, now, when = state.probing.due, out.now, deadline(state)
+    if due is None or when is None or now < when:
         return
     late = now - due
     if late > interval(state) // 2 and not state.strict:
