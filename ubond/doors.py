@@ -162,12 +162,14 @@ class Doors(SlaveDoors):
         self.tap, self.datapath, self._steering = tap, datapath, steering
         self.index = index
         self.ports: dict[str, Port] = {}
+        self._closing: set[asyncio.Future[None]] = set()
         self._facts: dict[str, SlaveFacts] = {}
         self._bypass = bypass
         self._filtering = asyncio.Lock()
         self.ns_targets: tuple[IPv6Address, ...] = ()
         """Whose solicitations slaves must hear, whoever of them asks."""
         self.offload = 0
+        self._gso: tuple[int, int] | None = None
         self.bond_is_there = True
         """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
 
@@ -239,7 +241,7 @@ class Doors(SlaveDoors):
     # ── sockets ──
 
     async def _open_port(self, slave: str) -> None:
-        facts = await self.netlink.facts(slave)
+        facts = await self.netlink.glance(slave)
         port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass)
         try:
             self._facts[slave] = facts
@@ -258,7 +260,13 @@ class Doors(SlaveDoors):
             return
         await self.datapath.remove(slave)
         async with self._filtering:
-            self.ports.pop(slave).close()
+            port = self.ports.pop(slave)
+        # Descriptors and memberships are gone at once, but the call returns only when no CPU can be
+        # receiving on the socket, 10 ms later: off the loop, and nobody waits for it.
+        for sock in (port.raw, port.plain):
+            closing = asyncio.ensure_future(asyncio.to_thread(sock.close))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         self._facts.pop(slave, None)
         await self._follow_offloads()
 
@@ -285,7 +293,10 @@ class Doors(SlaveDoors):
         self.offload = self.tap.set_offload(offloads(slaves))
         if slaves:
             size = min(facts.gso_max_size for facts in slaves)
-            await self.netlink.set_gso(self.tap.name, min(size, 65536), min(f.gso_max_segs for f in slaves))
+            bounds = min(size, 65536), min(facts.gso_max_segs for facts in slaves)
+            if bounds != self._gso:
+                await self.netlink.set_gso(self.tap.name, *bounds)
+                self._gso = bounds
 
     def rename_bond(self, name: str, *, files_too: bool) -> None:
         """The bond's device has another name now; JournalError if the journal cannot follow it."""

@@ -73,6 +73,10 @@ class Ethtool:
                 fixed.add(name)
         return Features(on, frozenset(fixed))
 
+    def features_and_link(self, interface: str) -> tuple[Features, tuple[int, int]]:
+        """`features` and `link` in one, for whoever has to change threads for them."""
+        return self.features(interface), self.link(interface)
+
     def set_feature(self, interface: str, feature: str, on: bool) -> None:
         """Switch one feature and read it back; DoorError(EOPNOTSUPP) where it did not take."""
         names = self._feature_names(interface)

@@ -48,8 +48,8 @@ class Gates:
 
     def __init__(self, requests: Requests) -> None:
         self._nft, self._bridge = Nft(), Bridge(requests)
-        #: Indices of what is closed.
-        self.closed: set[int] = set()
+        #: What this process has closed: index -> kind.
+        self.closed: dict[int, str] = {}
         #: In the order in which they are tried.
         self._kinds: dict[str, Gate] = {"clsact": Clsact(requests), "nft": self._nft, "bridge": self._bridge}
 
@@ -58,25 +58,32 @@ class Gates:
 
         DoorError (ENOTSUP for `auto`) when none can, and nothing is left behind.
         """
-        said = await (self._first(interface, index) if kind == "auto" else self._kinds[kind].close(interface, index))
-        self.closed.add(index)
-        return said
-
-    async def _first(self, interface: str, index: int) -> str:
         refused = []
         for name, gate in self._kinds.items():
+            if kind not in ("auto", name):
+                continue
             try:
-                return await gate.close(interface, index)
+                said = await gate.close(interface, index)
             except DoorError as error:
+                if kind != "auto":
+                    raise
                 refused.append(f"{name}: {error.detail or str(error).removeprefix(f'{interface}: ')}")
+            else:
+                self.closed[index] = name
+                return said
         text = f"no gate can be closed, so the interface's own stack would answer too ({'; '.join(refused)})"
         raise DoorError("close gates", errno.ENOTSUP, interface, text)
 
     async def open(self, interface: str, index: int) -> None:
-        """Remove what is ours of every kind; the first failure is raised when all have been tried."""
+        """Remove what is ours: of every kind, where it is not known which closed the interface.
+
+        The first failure is raised when all have been tried.
+        """
         failures = []
-        self.closed.discard(index)
-        for gate in self._kinds.values():
+        known = self.closed.pop(index, None)
+        for name, gate in self._kinds.items():
+            if known not in (None, name):
+                continue
             try:
                 await gate.open(interface, index)
             except DoorError as error:
@@ -86,11 +93,14 @@ class Gates:
 
     async def present(self, interface: str, index: int) -> bool:
         """Whether the interface is closed; somebody may have removed its gate."""
-        return any([await gate.present(interface, index) for gate in self._kinds.values()])
+        for gate in self._kinds.values():
+            if await gate.present(interface, index):
+                return True
+        return False
 
     async def forget(self, index: int) -> None:
         """Remove what outlives an interface that is gone: a table, a bridge."""
-        self.closed.discard(index)
+        self.closed.pop(index, None)
         await self._nft.forget(index)
         await self._bridge.forget(index)
 

@@ -145,8 +145,7 @@ class Netlink:
     async def _facts(self, message: Message, found: Iterable[Address]) -> SlaveFacts:
         link = _link(message)
         master = await self._master(link.master)
-        features = await asyncio.to_thread(self._ethtool.features, link.name)
-        speed, duplex = await asyncio.to_thread(self._ethtool.link, link.name)
+        features, (speed, duplex) = await asyncio.to_thread(self._ethtool.features_and_link, link.name)
         return SlaveFacts(
             name=link.name,
             index=link.index,
@@ -350,7 +349,7 @@ class Netlink:
     # ── how it is done ───────────────────────────────────────────────────────────────
 
     async def _read_link(self, name: str) -> Message:
-        if not 0 < len(name.encode()) <= _MAX_NAME:
+        if not _is_a_name(name):
             raise DoorError("RTM_GETLINK", errno.ENODEV, name)
         message = link_message(IFNAME=name, EXT_MASK=_SKIP_STATISTICS)
         return await self._requests.ask("RTM_GETLINK", RTM_GETLINK, message, name)
@@ -368,7 +367,10 @@ class Netlink:
         return _link(await self._requests.ask("RTM_GETLINK master", RTM_GETLINK, message))
 
     async def _set(self, name: str, what: str, flags: int = 0, change: int = 0, **attributes: object) -> None:
-        message = link_message(await self._index(name), flags, change, **attributes)
+        # By its name in one message: an index asked for before could be another interface's by now.
+        if not _is_a_name(name):
+            raise DoorError(f"RTM_SETLINK {what}", errno.ENODEV, name)
+        message = link_message(0, flags, change, IFNAME=name, **attributes)
         await self._requests.tell(f"RTM_SETLINK {what}", RTM_SETLINK, message, name)
 
     async def _dump_addresses(self, index: int = 0) -> list[Address]:
@@ -383,8 +385,6 @@ class Netlink:
     def _hear(self, message: Message) -> None:
         """Take in one announcement."""
         match message["header"]["type"]:
-            case kind if kind in (RTM_NEWLINK, RTM_DELLINK) and message["family"] != socket.AF_UNSPEC:
-                pass  # a bridge speaks of its ports, IPv6 of its settings
             case kind if kind == RTM_NEWLINK:
                 self._learn(_link(message))
             case kind if kind == RTM_DELLINK:
@@ -452,6 +452,11 @@ class Netlink:
         for index in before.keys() | addresses.keys():
             if before.get(index, {}) != addresses.get(index, {}):
                 self._address_news(index)
+
+
+def _is_a_name(name: str) -> bool:
+    """Whether an interface can be called so."""
+    return 0 < len(name.encode()) <= _MAX_NAME
 
 
 def _mac(text: str | None) -> MacAddr | None:

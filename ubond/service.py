@@ -572,7 +572,7 @@ class Service:
     async def _continue(self, transaction: _Transaction, event: Event) -> None:
         """What follows from an event that a transaction ends with belongs to it."""
         if isinstance(event, Enslaved):
-            facts = await self.doors.netlink.facts(event.facts.name)
+            facts = await self.doors.netlink.glance(event.facts.name)
             self._indices[facts.name] = facts.index
             event = replace(event, facts=facts)
         transaction.actions.extend(self.bond.handle(event, time.monotonic_ns()))
