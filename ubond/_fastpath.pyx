@@ -709,7 +709,7 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
     cdef int slave
     if new.generation == w.seen:
         return
-    if old is not NULL and not w.provisional and old.receives != new.receives:
+    if old is not NULL and not w.provisional and receives_otherwise(old, new):
         receive_what_came(w)
     w.table = new
     w.dead = 0
@@ -728,6 +728,17 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
         if slave < 0 or p.backlog.waits == MOVE or not has_a_turn(w, slave):
             redirect(w, p, 0)
     store_u64(&w.seen, new.generation)
+
+
+cdef inline bint receives_otherwise(const fp_table* old, const fp_table* new) noexcept nogil:
+    """Whether a slave of the old table has left, or another receive rule in the new one."""
+    cdef uint32_t i
+    cdef int slave
+    for i in range(old.n):
+        slave = slave_of_port(new, old.port[i])
+        if slave < 0 or (old.receives >> i ^ new.receives >> slave) & 1:
+            return True
+    return False
 
 
 cdef inline int slave_of_port(const fp_table* t, uint32_t port) noexcept nogil:
@@ -904,7 +915,7 @@ COUNTERS = (
     "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "rx_ignored", "rx_tap_down", "rx_tap_refused",
     "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down", "tx_copy_dead",
     "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed", "rx_tunnel_gso",
-    "rx_tunnel_refused",
+    "rx_tunnel_refused", "rx_overrun", "rx_left",
 )
 """A slave's counters, in the order of `fp_counters`."""
 
@@ -921,8 +932,7 @@ cdef class Engine:
 
     cdef fp_shared shared
     cdef fp_worker* w
-    cdef fp_table* retired[MAX_SLAVES]
-    cdef uint32_t n_retired
+    cdef fp_table* retired          # replaced, and perhaps still in use; newest first
     cdef int watch_timer
 
     def __cinit__(self, taps, int probe):
@@ -953,6 +963,7 @@ cdef class Engine:
 
     def __dealloc__(self):
         cdef uint32_t i
+        cdef fp_table* table
         if self.w is not NULL:
             for i in range(MAX_SLAVES):
                 unmap_pages(self.shared.port[i].backlog.bytes, ARENA)
@@ -961,8 +972,10 @@ cdef class Engine:
             close(self.w.kick)
             close(self.w.timer)
             free(self.w)
-        for i in range(self.n_retired):
-            free(self.retired[i])
+        while self.retired is not NULL:
+            table = self.retired
+            self.retired = table.older
+            free(table)
         free(self.shared.table)
         close(self.shared.board.eventfd)
         close(self.shared.watch_kick)
@@ -1055,9 +1068,12 @@ cdef class Engine:
         epoll_ctl(self.w.epoll, EPOLL_CTL_DEL, self.shared.port[port].fd, NULL)
 
     def remove_port(self, int port):
-        """Forget a port that the worker has passed; its descriptors may be closed now."""
+        """Forget a port that the worker has passed; its descriptors may be closed now.  Return its counters."""
         cdef fp_port* p = &self.shared.port[port]
+        p.count.rx_left = fp_empty(p.fd)
+        counters = self.counters(port)
         p.fd = p.plain_fd = 0
+        return counters
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
                 succession, uint32_t packets_per_slave, int policy, bint takeover, bint hold, uint32_t divert,
@@ -1082,22 +1098,23 @@ cdef class Engine:
                 t.queue_slave[queue] = slave + 1
         memcpy(t.address, <const uint8_t*>address, 6)
         fill_watch(&t.watch, watch)
-        self._free_retired()
         old = swap_table(&self.shared.table, t)
-        if self.n_retired < MAX_SLAVES:
-            self.retired[self.n_retired] = old
-            self.n_retired += 1
+        old.older = self.retired
+        self.retired = old
+        self._free_retired()
         fp_kick(self.w.kick)
         return t.generation
 
     cdef _free_retired(self):
         """Free the tables that no batch can hold any more."""
-        cdef uint32_t i
-        if not self.passed(self.shared.table.generation):
-            return
-        for i in range(self.n_retired):
-            free(self.retired[i])
-        self.n_retired = 0
+        cdef fp_table** link = &self.retired
+        cdef fp_table* table
+        while link[0] is not NULL and not self.passed(link[0].generation + 1):
+            link = &link[0].older
+        while link[0] is not NULL:
+            table = link[0]
+            link[0] = table.older
+            free(table)
 
     cpdef bint passed(self, uint64_t generation):
         """Whether the worker has left every table older than this one."""
@@ -1162,7 +1179,9 @@ cdef class Engine:
 
     def counters(self, int port):
         """One slave's counters by name."""
-        cdef const uint64_t* value = <const uint64_t*>&self.shared.port[port].count
+        cdef fp_port* p = &self.shared.port[port]
+        cdef const uint64_t* value = <const uint64_t*>&p.count
+        p.count.rx_overrun += fp_take_overrun(p.fd)
         return {name: value[i] for i, name in enumerate(COUNTERS)}
 
     def times(self, int port):

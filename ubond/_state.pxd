@@ -56,6 +56,7 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     uint64_t receives
     uint32_t n_succession
     fp_watch watch
+    fp_table* older                 # control: the next of the retired ones
     uint8_t address[6]
     uint8_t succession[MAX_SLAVES]
     uint8_t port[MAX_SLAVES]        # slave -> port number
@@ -65,7 +66,7 @@ cdef extern from * nogil:
     fp_table* load_table "fp_load"(fp_table** p)
     fp_table* swap_table "fp_swap"(fp_table** p, fp_table* value)
 
-cdef struct fp_counters:            # written by the worker alone, read any time
+cdef struct fp_counters:            # written by the worker alone but for two, read any time
     uint64_t tx_frames
     uint64_t tx_bytes
     uint64_t rx_frames
@@ -87,6 +88,8 @@ cdef struct fp_counters:            # written by the worker alone, read any time
     uint64_t divert_policed         # over the share that the control side is ready to read
     uint64_t rx_tunnel_gso          # not lost: tunnel super-frames cut in software
     uint64_t rx_tunnel_refused      # tunnel super-frames that cannot be cut
+    uint64_t rx_overrun             # control: the kernel dropped them, the socket's buffer was full
+    uint64_t rx_left                # control: still unread in the socket when the slave was released
 
 cdef enum:                          # what a backlog waits for
     IDLE = 0

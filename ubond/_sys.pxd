@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #include <sys/uio.h>
     #include <net/if.h>
     #include <linux/ethtool.h>
+    #include <linux/filter.h>
     #include <linux/if_packet.h>
     #include <linux/mii.h>
     #include <linux/sockios.h>
@@ -96,6 +97,32 @@ cdef extern from * nogil:
         return error;
     }
 
+    /* How many packets the kernel has dropped for want of room since this was asked last. */
+    static inline uint32_t fp_take_overrun(int sock) {
+        struct tpacket_stats stats = {0, 0};
+        socklen_t size = sizeof stats;
+        return getsockopt(sock, SOL_PACKET, PACKET_STATISTICS, &stats, &size) < 0 ? 0 : stats.tp_drops;
+    }
+
+    /* Let a socket receive no more, and throw away what it has received: how many packets that is. */
+    static inline uint64_t fp_empty(int sock) {
+        struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+        struct sock_fprog program = {1, &nothing};
+        char start[64];
+        uint64_t n = 0;
+        int errors = 0;
+        setsockopt(sock, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+        while (errors < 3 && n < 1 << 20) {
+            if (recv(sock, start, sizeof start, MSG_DONTWAIT | MSG_TRUNC) > 0)
+                n++;
+            else if (errno == EAGAIN)
+                break;
+            else
+                errors++;       /* a link that went down is told once */
+        }
+        return n;
+    }
+
     /* The VLAN tag that the kernel took off: 1 and its fields, or 0. */
     static inline int fp_stripped_tag(struct msghdr *msg, uint16_t *tci, uint16_t *tpid) {
         struct cmsghdr *c = CMSG_FIRSTHDR(msg);
@@ -143,6 +170,8 @@ cdef extern from * nogil:
     int fp_mii_link(int sock, const char* name)
     int fp_flags(int sock, const char* name)
     int fp_take_socket_error(int sock)
+    uint32_t fp_take_overrun(int sock)
+    uint64_t fp_empty(int sock)
     int load_int "fp_load"(int* p)
     void store_int "fp_store"(int* p, int value)
     uint32_t load_u32 "fp_load"(uint32_t* p)

@@ -94,7 +94,8 @@ class Desk:
 
     async def status(self) -> Report:
         doors = self.service.doors
-        tap = {"tx_dropped": doors.tap.tx_dropped(), **doors.datapath.totals()}
+        datapath = doors.datapath
+        tap = {"tx_dropped": doors.tap.tx_dropped(), **datapath.totals(), "waiting": datapath.waiting()}
         extra = {
             "uptime": (time.monotonic_ns() - self.service.started) // 1_000_000_000,
             "provisional": doors.datapath.stand_in(),
@@ -105,8 +106,9 @@ class Desk:
             "sandbox": self._kit.confined,
             "shortcomings": doors.shortcomings,
             "counters": tap,
+            "released": datapath.released(),
         }
-        counters = doors.datapath.counters()
+        counters = datapath.counters()
         slaves = {
             name: {"gate": doors.gates.get(name, "none"), "counters": counters[name]} for name in counters
         }

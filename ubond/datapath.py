@@ -67,13 +67,15 @@ class PortMemory:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What worker and watch know beyond the table: by slave, round-robin counter, source MACs seen."""
+    """What worker and watch know beyond the table: by slave, round-robin counter, source MACs seen, counters
+    of slaves that have left."""
 
     table: TxTable | None = None
     ports: dict[str, PortMemory] = field(default_factory=dict)
     turn: int = 0
     totals: dict[str, int] = field(default_factory=dict)
     seen_macs: tuple[bytes, ...] = ()
+    released: dict[str, int] = field(default_factory=dict)
 
 
 class Datapath:
@@ -85,6 +87,7 @@ class Datapath:
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
         self._last: TxTable | None = None
+        self._released: dict[str, int] = {}
         self._heard: dict[int, dict[tuple[int, int], int]] = {}
         self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
         self._watch = threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True)
@@ -132,10 +135,12 @@ class Datapath:
             )
             for slave, port in self._ports.items()
         }
-        return Memory(self._last, ports, engine.turn(), engine.totals(), tuple(engine.seen_macs()))
+        return Memory(self._last, ports, engine.turn(), engine.totals(), tuple(engine.seen_macs()),
+                      self.released())  # fmt: skip
 
     def recall(self, memory: Memory) -> None:
         """Go on with what another worker knew, for the slaves that were added.  Before `start`."""
+        self._released = dict(memory.released)
         self._engine.recall(memory.turn, memory.totals, memory.seen_macs)
         for slave, port in self._ports.items():
             known = memory.ports.get(slave, PortMemory())
@@ -172,7 +177,8 @@ class Datapath:
         generation = self._engine.generation()
         while not self._engine.passed(generation) and self._worker.is_alive():
             await asyncio.sleep(0.0005)
-        self._engine.remove_port(port)
+        for name, count in self._engine.remove_port(port).items():
+            self._released[name] = self._released.get(name, 0) + count
         self._heard.pop(port, None)
         del self._ports[slave]
 
@@ -282,6 +288,14 @@ class Datapath:
     def counters(self) -> dict[str, dict[str, int]]:
         """Counters of each slave, by name."""
         return {slave: self._engine.counters(port) for slave, port in self._ports.items()}
+
+    def released(self) -> dict[str, int]:
+        """Sums of the counters of slaves that have left."""
+        return dict(self._released)
+
+    def waiting(self) -> int:
+        """Frames that wait in the worker for a link or a MAC."""
+        return self._engine.waiting()
 
     def totals(self) -> dict[str, int]:
         """Counters of the worker: frames taken from the TAP, those with nowhere to go, runts."""

@@ -474,6 +474,7 @@ class Service:
     def _slaves_gone(self, *gone: SlaveGone) -> None:
         for each in gone:
             del self._indices[each.slave]
+            self._hinted.pop(each.slave, None)
             self._tell(Log(Level.WARNING, f"interface {each.why}; releasing it", each.slave))
         self._feed_as_one(gone)
 
@@ -617,7 +618,8 @@ class Service:
 
     def _drops(self) -> int:
         datapath = self.doors.datapath
-        lost = sum(slave[name] for slave in datapath.counters().values() for name in DROPS)
+        counters = (*datapath.counters().values(), datapath.released())
+        lost = sum(each.get(name, 0) for each in counters for name in DROPS)
         return lost + datapath.totals()["no_slave"]
 
     def _record_failover(self, change: ActiveChanged) -> None:
@@ -676,6 +678,7 @@ class Service:
         """Release a slave and give it back what it had."""
         end = self.feed(ReleaseRequested(slave))
         self._indices.pop(slave, None)
+        self._hinted.pop(slave, None)
         await end
 
     async def write(self, name: str, text: str, slave: str | None = None) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import select
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -21,6 +22,7 @@ from ubond.bond import modes
 from ubond.bond.table import Divert, Spread, TableSlave, TxTable
 from ubond.datapath import GroupsReported
 
+SO_DETACH_FILTER = 27  # asm/socket.h
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -345,6 +347,37 @@ def test_tables_swapped_under_load_lose_and_duplicate_nothing(bed):
         if i % 50 == 49:
             got.extend(number(p) for _, p in arrivals(b.wires, 50))
     assert sorted(got) == list(range(total))
+
+
+def test_what_came_before_a_release_is_delivered_or_counted(bed):
+    b = bed(2)
+    alone = (TableSlave("s1", True, True),)
+    total = 20 * 200
+    for turn in range(20):
+        b.publish(0)
+        for i in range(200):
+            b.wires[0].send(VNET + frame(200 * turn + i, dst=BOND))
+        b.datapath.publish(TxTable(Spread.SINGLE, alone, 0, address=BOND))
+        raw = b._pairs[1][1]
+        asyncio.run(b.datapath.remove("s0"))
+        raw.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        b.datapath.add("s0", raw.fileno(), b._pairs[2][1].fileno())
+    got = [number(b.tap.recv(2048)) for _ in range(total - b.datapath.released().get("rx_left", 0))]
+    assert got == sorted(set(got))
+    assert quiet(b.tap)
+    assert len(got) == b.datapath.released()["rx_frames"] >= total // 2
+
+
+def test_tables_are_freed_when_the_worker_has_left_them(bed):
+    """A hundred thousand of them would be 60 MB."""
+    b = bed(2)
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096  # noqa: E731
+    for i in range(1000):
+        b.publish(i % 2, wait=False)
+    before = resident()
+    for i in range(100_000):
+        b.publish(i % 2, wait=i % 1000 == 0)
+    assert resident() - before < 8 << 20
 
 
 def test_a_removed_port_is_free_when_the_worker_has_passed_it(bed):
