@@ -811,11 +811,13 @@ cdef void work(fp_worker* w) noexcept nogil:
         store_int(&w.parked, 1)
         n = epoll_wait(w.epoll, events, EVENTS, -1)
         store_int(&w.parked, 0)
+        for i in range(n):
+            if events[i].data.u64 == KICK_EVENT:
+                fp_drain(w.kick)    # before the table is read: the kick for one that comes after that must stay
         follow_table(w)
         for i in range(n):
             what = events[i].data.u64
             if what == KICK_EVENT:
-                fp_drain(w.kick)
                 take_answers(w)
                 serve_backlogs(w)
             elif what == TIMER_EVENT:

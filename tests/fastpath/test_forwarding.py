@@ -368,8 +368,8 @@ def test_what_came_before_a_release_is_delivered_or_counted(bed):
     assert len(got) == b.datapath.released()["rx_frames"] >= total // 2
 
 
-def test_tables_are_freed_when_the_worker_has_left_them(bed):
-    """A hundred thousand of them would be 60 MB."""
+def test_every_table_is_followed_and_freed_then(bed):
+    """Without a frame to wake the worker; a hundred thousand tables would be 50 MB."""
     b = bed(2)
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096  # noqa: E731
     for i in range(1000):
