@@ -18,6 +18,8 @@ help:
 	@echo "make containers-core  the core's tests in such containers"
 	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make soak    hours of traffic and trouble, books balanced: TIME=seconds (600) SEED=number"
+	@echo "make churn   a slave added and removed as fast as it goes under load: TIME=seconds (600)"
 	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make modes   modes changed 1,000 times under TCP and UDP load (a few minutes)"
@@ -58,7 +60,7 @@ containers-core:
 	@tools/prepare containers
 	@$(PYTHON) -m pytest --world=container $(or $(TESTS),$(wildcard tests/netns/test_live_*.py))
 
-TIME = 60
+fuzz: TIME = 60
 fuzz:
 	@tools/prepare fuzz
 	@$(PYTHON) -m tests.fuzz.run --time $(TIME) $(TARGETS)
@@ -66,6 +68,16 @@ fuzz:
 sanitize:
 	@tools/prepare test
 	@$(WORLD) tools/sanitize $(TESTS)
+
+.PHONY: soak churn
+soak churn: TIME = 600
+soak:
+	@tools/prepare test
+	@$(WORLD) $(PYTHON) tests/soak/soak.py --time $(TIME) $(if $(SEED),--seed $(SEED))
+
+churn:
+	@tools/prepare test
+	@$(WORLD) $(PYTHON) tests/soak/churn.py --time $(TIME)
 
 bench:
 	@tools/prepare bench

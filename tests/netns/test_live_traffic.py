@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
+import signal
 import socket
 import struct
 import threading
@@ -21,6 +23,7 @@ from tests.netns.world import (
     Sniffer,
     Space,
     World,
+    blast,
     wait_until,
 )
 from ubond.wire import ETH_RARP, Arp, MacAddr, decode_arp, encode_arp
@@ -429,3 +432,39 @@ def test_link_local_protocols_reach_sockets_on_a_slave_and_leave_from_it(world: 
         above.collect(lambda seen: seen.frame == beyond)
         with pytest.raises(TimeoutError):
             agent.recv(100)
+
+
+# ── what there is no room for ────────────────────────────────────────────────────────
+
+
+def test_what_the_kernel_drops_before_it_is_read_is_counted(world: World) -> None:
+    """A daemon without a processor: its sockets' buffers fill, and every frame is in a counter."""
+    with world.bond() as bond:
+        bond_mac, pid = world.host.mac("bond0"), bond.pid
+        world.peer.ping(HOST4)
+
+        def read() -> dict[str, int]:
+            links = bond.links()
+            found = dict(links[0]["ubond"]["released"])
+            for link in links[1:]:
+                for name, count in link["ubond"]["counters"].items():
+                    found[name] = found.get(name, 0) + count
+            return found
+
+        def ended(counters: dict[str, int]) -> int:
+            return sum(counters[name] for name in ("rx_frames", "rx_ignored", "rx_tap_refused", "rx_overrun"))
+
+        def arrived() -> int:
+            return sum(world.host.counters(nic)["rx"]["packets"] for nic in world.nics)
+
+        before = arrived() - ended(read())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            world.peer.run(blast(), "raw", "--interface", "eth0", "--dst", bond_mac, "--count", "60000",
+                           "--rate", "60000", "--seconds", "20")  # fmt: skip
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: arrived() - ended(read()) == before, 10, "every frame is in a counter")
+        assert read()["rx_overrun"] > 1000
+        world.ubond("remove", "bond0", *world.nics)
+        assert read()["rx_overrun"] > 1000

@@ -1,0 +1,159 @@
+"""A slave added and removed as fast as it goes, up to --rate times a second each, under full load.
+
+    python tests/soak/churn.py [--time SECONDS] [--rate PAIRS] [--load FRAMES]
+
+The two slaves take turns, so that every second pair moves the traffic.  Meanwhile clients come and go,
+so that the descriptors which a slave's sockets had are at once somebody else's.  Nothing may ever be
+sent on a third interface, and memory, descriptors and threads stay flat.  One JSON line every ten
+seconds, at the end one of verdict; exit code 1 if something did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.netns.world import HOST4, PEER4, World, blast, finish, inside, wait_until  # noqa: E402
+from tests.soak.soak import GROWTH_KIB, HELPERS, Flood, resources  # noqa: E402
+from ubond import paths  # noqa: E402
+from ubond.client import Client  # noqa: E402
+
+SLAVES, THIRD = ("eth1", "eth2"), "eth3"
+REPORT_EVERY = 10.0
+
+
+@contextlib.contextmanager
+def files_in_memory() -> Iterator[None]:
+    """Where /run is a disk, which it is on no running system, every step would wait for that."""
+    with tempfile.TemporaryDirectory(prefix="ubond-churn-", dir="/dev/shm") as directory:
+        before = os.environ.get("UBOND_RUNTIME_DIR")
+        os.environ["UBOND_RUNTIME_DIR"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["UBOND_RUNTIME_DIR"]
+            if before is not None:
+                os.environ["UBOND_RUNTIME_DIR"] = before
+
+
+class Loads:
+    """Numbered datagrams both ways."""
+
+    def __init__(self, world: World, rate: int) -> None:
+        ends = ((world.host, world.peer, PEER4, "5001"), (world.peer, world.host, HOST4, "5002"))
+        self._receivers = [
+            there.start(blast(), "udp-recv", "--port", port, "--seconds", "3600") for _, there, _, port in ends
+        ]
+        for _, there, _, port in ends:
+            there.wait_udp(int(port))
+        self._senders = [
+            here.start(blast(), "udp-send", "--to", to, "--port", port, "--rate", str(rate), "--seconds", "3600")
+            for here, _, to, port in ends
+        ]
+
+    def end(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What senders and receivers report: out, in."""
+        said = []
+        for processes in (self._senders, self._receivers):
+            for process in processes:
+                process.terminate()
+            said.append([finish(process, 60) for process in processes])
+        return said[0], said[1]
+
+    def kill(self) -> None:
+        for process in (*self._senders, *self._receivers):
+            process.kill()
+            process.communicate()
+
+
+def sent_on_third(world: World) -> int:
+    """Frames that left, or tried to leave, on the interface that is nobody's slave."""
+    counters = world.host.counters(THIRD)["tx"]
+    return int(counters["packets"] + counters["dropped"] + counters["errors"])
+
+
+def churn(seconds: float, rate: float, load: int, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run it; return the verdict, which has been said too."""
+    with files_in_memory(), World(3) as world:
+        for state in ("down", "up"):    # its own stack has nothing to say
+            world.host.ip("link", "set", THIRD, "addrgenmode", "none", state)
+        wait_until(lambda: world.host.carrier(THIRD), what=f"carrier of {THIRD}")
+        with world.bond(*SLAVES, "--miimon", "100") as bond:
+            with inside(world.host.name):
+                path = paths.socket_path("bond0")
+            # A bond of one slave that loses it is without a link; the pairs begin with two.
+            pid, quiet, faults = bond.pid, sent_on_third(world), []
+            first: dict[str, int] | None = None
+            loads = Loads(world, load)
+            try:
+                with Flood(path, 1) as flood, Client(str(path), timeout=20) as client:
+                    begin = reported = time.monotonic()
+                    pairs = 0
+                    while (now := time.monotonic()) - begin < seconds:
+                        slave = SLAVES[pairs % 2]
+                        client.request("remove", slaves=[slave])
+                        client.request("add", slaves=[slave])
+                        pairs += 1
+                        time.sleep(max(0.0, begin + pairs / rate - time.monotonic()))
+                        if now - reported > REPORT_EVERY:
+                            reported, measured = now, resources(pid)
+                            first = first or measured
+                            say({"pairs": pairs, "third": sent_on_third(world) - quiet, **measured})
+                    took = time.monotonic() - begin
+                sent, got = loads.end()
+            finally:
+                loads.kill()
+            last = resources(pid)
+            first = first or last
+            third = sent_on_third(world) - quiet
+            if third:
+                faults.append(f"{third} frames were sent on {THIRD}")
+            if flood.fault is not None:
+                faults.append(f"a client: {flood.fault!r}")
+            if bond.pid != pid:
+                faults.append("it is another process")
+            if set(bond.slaves) != set(SLAVES):
+                faults.append(f"slaves are {bond.slaves}")
+            if last["rss"] > first["rss"] + GROWTH_KIB or last["fds"] > first["fds"] + 8:
+                faults.append(f"grew from {first} to {last}")
+            if last["threads"] > 3 + HELPERS:
+                faults.append(f"{last['threads']} threads")
+            faults += [f"{way}: none of {one['sent']} frames came" for way, one, other in
+                       zip(("out", "in"), sent, got, strict=True) if not other["unique"]]  # fmt: skip
+        verdict = {
+            "verdict": "broken" if faults else "sound", "faults": faults, "seconds": round(took, 1), "pairs": pairs,
+            "pairs_a_second": round(pairs / took, 1), "operations": 2 * pairs, "clients": flood.asked,
+            "offered": [one["sent"] for one in sent], "delivered": [one["unique"] for one in got],
+            "rate": [round(one["pps"]) for one in sent], "third": third, "first": first, "last": last,
+        }  # fmt: skip
+        say(verdict)
+        return verdict
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--time", type=float, default=600, help="seconds")
+    parser.add_argument("--rate", type=float, default=50, help="pairs of remove and add a second, at most")
+    parser.add_argument("--load", type=int, default=20000, help="datagrams a second, each way")
+    given = parser.parse_args()
+    begin = time.monotonic()
+
+    def say(entry: dict[str, Any]) -> None:
+        print(json.dumps({"at": round(time.monotonic() - begin, 2), **entry}), flush=True)
+
+    return 1 if churn(given.time, given.rate, given.load, say)["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
