@@ -847,15 +847,15 @@ cdef int read_link(fp_shared* s, fp_port* p) noexcept nogil:
     bonding.rst, use_carrier: 0 asks the PHY first.  An interface that has neither is
     believed its flags, one that is gone has no link.
     """
-    cdef int link = fp_mii_link(s.probe, p.name) if load_int(&s.by_mii) else -1
+    cdef int link = fp_mii_link(s.probe, p.index, p.name) if load_int(&s.by_mii) else -1
     if link < 0:
-        link = fp_carrier(s.probe, p.name)
+        link = fp_carrier(s.probe, p.index, p.name)
     if link < 0:
-        link = fp_mii_link(s.probe, p.name)
+        link = fp_mii_link(s.probe, p.index, p.name)
     if link < 0 or (link and load_int(&p.reading) != 1):
         # Some drivers answer from the PHY seconds before the kernel lets a frame through: a rise
         # is believed when the kernel says so too.  A fall is believed at once.
-        link = fp_flags(s.probe, p.name) == (IFF_UP | IFF_RUNNING)
+        link = fp_flags(s.probe, p.index, p.name) == (IFF_UP | IFF_RUNNING)
     return link
 
 
@@ -1039,6 +1039,7 @@ cdef class Engine:
             raise ValueError(f"at most {MAX_SLAVES} slaves")
         memset(&p.count, 0, sizeof(p.count))
         p.fd, p.plain_fd = fd, plain_fd
+        p.index = fp_index(fd)
         p.first_tx = p.last_tx = p.last_rx = 0
         memset(p.stamp, 0, sizeof(p.stamp))
         p.reading = -1

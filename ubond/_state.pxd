@@ -114,6 +114,7 @@ cdef struct fp_port:                # one slave's sockets, from enslave to relea
     int open
     int fd                          # bypasses the qdisc: says at once when the link is gone
     int plain_fd                    # the ordinary path, for what the bypass cannot do
+    int index                       # of the interface: names change
     char name[16]
     uint32_t question               # worker -> watch: number of the newest question about the carrier
     uint32_t answered               # watch -> worker: the newest question it has answered

@@ -54,38 +54,64 @@ cdef extern from * nogil:
         (void)ignored;
     }
 
+    /* The index of the interface that a packet socket is bound to, 0 for other sockets. */
+    static inline int fp_index(int sock) {
+        struct sockaddr_ll at = {0};
+        socklen_t size = sizeof at;
+        if (getsockname(sock, (struct sockaddr *)&at, &size) < 0 || at.sll_family != AF_PACKET)
+            return 0;
+        return at.sll_ifindex;
+    }
+
+    /* Ask about an interface by the name that it has now: somebody may have renamed it since, and its old
+     * name may be another's.  `name` is for those without an index.  Returns what ioctl does. */
+    static inline int fp_ask(int sock, int index, const char *name, unsigned long what, struct ifreq *request) {
+        struct ifreq named;
+        int result = -1;
+        for (int tries = 0; tries < 3; tries++) {
+            memset(&named, 0, sizeof named);
+            named.ifr_ifindex = index;
+            if (index <= 0)
+                strncpy(named.ifr_name, name, IFNAMSIZ - 1);
+            else if (ioctl(sock, SIOCGIFNAME, &named) < 0)
+                return -1;
+            memcpy(request->ifr_name, named.ifr_name, IFNAMSIZ);
+            result = ioctl(sock, what, request);
+            if (result >= 0 || errno != ENODEV)
+                break;
+        }
+        return result;
+    }
+
     /* Carrier by ETHTOOL_GLINK: 1 there, 0 not, or -errno.  Waits for the RTNL lock. */
-    static inline int fp_carrier(int sock, const char *name) {
+    static inline int fp_carrier(int sock, int index, const char *name) {
         struct ethtool_value value = {.cmd = ETHTOOL_GLINK, .data = 0};
         struct ifreq request;
         memset(&request, 0, sizeof request);
-        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
         request.ifr_data = (char *)&value;
-        if (ioctl(sock, SIOCETHTOOL, &request) < 0)
+        if (fp_ask(sock, index, name, SIOCETHTOOL, &request) < 0)
             return -errno;
         return value.data != 0;
     }
 
     /* Link by the PHY's status register: 1 there, 0 not, or -errno.  IEEE 802.3, 22.2.4.2. */
-    static inline int fp_mii_link(int sock, const char *name) {
+    static inline int fp_mii_link(int sock, int index, const char *name) {
         struct ifreq request;
         struct mii_ioctl_data *mii = (struct mii_ioctl_data *)&request.ifr_data;
         memset(&request, 0, sizeof request);
-        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-        if (ioctl(sock, SIOCGMIIPHY, &request) < 0)
+        if (fp_ask(sock, index, name, SIOCGMIIPHY, &request) < 0)
             return -errno;
         mii->reg_num = MII_BMSR;
-        if (ioctl(sock, SIOCGMIIREG, &request) < 0)
+        if (fp_ask(sock, index, name, SIOCGMIIREG, &request) < 0)
             return -errno;
         return (mii->val_out & BMSR_LSTATUS) != 0;
     }
 
     /* IFF_UP | IFF_RUNNING as they stand, or -errno.  Takes no lock; RUNNING may lag. */
-    static inline int fp_flags(int sock, const char *name) {
+    static inline int fp_flags(int sock, int index, const char *name) {
         struct ifreq request;
         memset(&request, 0, sizeof request);
-        strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-        if (ioctl(sock, SIOCGIFFLAGS, &request) < 0)
+        if (fp_ask(sock, index, name, SIOCGIFFLAGS, &request) < 0)
             return -errno;
         return request.ifr_flags & (IFF_UP | IFF_RUNNING);
     }
@@ -166,9 +192,10 @@ cdef extern from * nogil:
     void fp_arm(int fd, int64_t ns)
     void fp_kick(int fd)
     void fp_drain(int fd)
-    int fp_carrier(int sock, const char* name)
-    int fp_mii_link(int sock, const char* name)
-    int fp_flags(int sock, const char* name)
+    int fp_carrier(int sock, int index, const char* name)
+    int fp_mii_link(int sock, int index, const char* name)
+    int fp_flags(int sock, int index, const char* name)
+    int fp_index(int sock)
     int fp_take_socket_error(int sock)
     uint32_t fp_take_overrun(int sock)
     uint64_t fp_empty(int sock)

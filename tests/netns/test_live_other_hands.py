@@ -297,6 +297,17 @@ def test_a_slave_renamed_under_load_stays_and_another_of_its_old_name_is_left_al
         assert bond.ours["repairs"] == {}
 
 
+def test_a_slave_renamed_faster_than_it_is_noticed_keeps_its_link(world: World) -> None:
+    """The carrier is asked for every millisecond, by whichever name the slave has just now."""
+    with world.bond("--miimon", "1") as bond:
+        turns = "link set eth1 name old1\nlink set old1 name eth1\n" * 300
+        subprocess.run(["ip", "-n", world.host.name, "-batch", "-"], input=turns, text=True, check=True)
+        wait_slaves(bond, "eth1", "eth2")
+        comes_to_rest(bond.pid)
+        info = bond.slave("eth1")["linkinfo"]["info_slave_data"]
+        assert (info["mii_status"], info["link_failure_count"]) == ("UP", 0)
+
+
 def test_one_that_returns_with_an_address_is_awaited_until_it_can_be_enslaved(world: World) -> None:
     with world.bond() as bond:
         world.remove("eth2")
