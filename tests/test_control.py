@@ -1,5 +1,6 @@
 """The control socket: what goes over it, who may, and what a bad client can do (nothing)."""
 
+import asyncio
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from fake_desk import AT, CHANGE, Running, Wire, as_another_user, as_nobody, serving, until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,6 +270,22 @@ def test_a_slow_reader_is_told_what_it_missed_and_holds_up_nobody(running: Runni
                 expected += 1
         assert expected == total
         assert lost > 0
+
+
+def test_what_is_written_to_a_client_that_has_left_is_a_lost_connection() -> None:
+    """Not the RuntimeError that uvloop has for it, which nobody would expect."""
+
+    async def story() -> None:
+        here, there = socket.socketpair()
+        with there:
+            _, writer = await asyncio.open_unix_connection(sock=here)
+            writer.transport.abort()
+            await asyncio.sleep(0.01)
+            with pytest.raises(ConnectionResetError):
+                await control._send(writer, b"{}\n")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
 
 
 def test_a_monitor_client_that_leaves_is_forgotten(running: Running) -> None:

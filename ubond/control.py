@@ -330,7 +330,7 @@ class Server:
     async def _pump(self, listener: _Listener, writer: asyncio.StreamWriter) -> None:
         while lines := await listener.take(self._closing):
             for line in lines:
-                writer.write(line)
+                _write(writer, line)
                 await writer.drain()
 
 
@@ -353,9 +353,16 @@ async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
     """Write a line and wait until the client has taken most of it; TimeoutError if it does not."""
     if len(line) > LINE_MAX:
         line = _error(FAILED, E.EMSGSIZE, f"the answer is longer than {LINE_MAX} bytes")
-    writer.write(line)
+    _write(writer, line)
     async with asyncio.timeout(PATIENCE):
         await writer.drain()
+
+
+def _write(writer: asyncio.StreamWriter, line: bytes) -> None:
+    """Write a line; ConnectionResetError if the client has left, which uvloop calls a RuntimeError."""
+    if writer.transport.is_closing():
+        raise ConnectionResetError("the client has left")
+    writer.write(line)
 
 
 def _failure(request: str, error: Exception) -> bytes:
