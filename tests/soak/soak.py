@@ -46,7 +46,6 @@ from ubond import paths  # noqa: E402
 from ubond.client import Client, ControlError  # noqa: E402
 
 NICS, BYSTANDER = ("eth1", "eth2", "eth3"), "eth4"
-MAC = "02:00:00:00:50:aa"
 #: Memory may grow by so much (KiB) after the first rounds, whatever the length.
 GROWTH_KIB = 6 * 1024
 #: Threads beside the three of the daemon: those that wait in its stead (asyncio.to_thread), made as needed.
@@ -164,7 +163,7 @@ class Soak:
         with tempfile.TemporaryFile("w+") as errors:
             daemon = subprocess.Popen(
                 ["ip", "netns", "exec", host.name, sys.executable, "-m", "ubond", "up", "bond0", *NICS,
-                 "--miimon", "50", "--mac", MAC, "--foreground", *ADDRESSES],
+                 "--miimon", "50", "--foreground", *ADDRESSES],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
             )  # fmt: skip
             try:
@@ -188,11 +187,11 @@ class Soak:
 
     def _know_each_other(self) -> None:
         """Permanent neighbours: what waits for an answer in the stack is in no counter of anybody's."""
-        peer_mac = self.world.peer.mac("eth0")
+        host_mac, peer_mac = self.world.host.mac("bond0"), self.world.peer.mac("eth0")
         for address in (PEER4, PEER6):
             self.world.host.ip("neigh", "replace", address, "lladdr", peer_mac, "dev", "bond0", "nud", "permanent")
         for address in (HOST4, HOST6):
-            self.world.peer.ip("neigh", "replace", address, "lladdr", MAC, "dev", "eth0", "nud", "permanent")
+            self.world.peer.ip("neigh", "replace", address, "lladdr", host_mac, "dev", "eth0", "nud", "permanent")
 
     # ── what is done ──
 
@@ -294,7 +293,7 @@ class Soak:
         self.membership = True      # a NIC that is down or has a foreign MAC receives for somebody else
         if what == "mac":
             host.ip("link", "set", nic, "address", "02:00:00:00:50:bb")
-            wait_until(lambda: host.mac(nic) == MAC, 8, f"{nic} has its MAC again")
+            wait_until(lambda: host.mac(nic) == host.mac("bond0"), 8, f"{nic} has its MAC again")
         elif what == "mtu":
             mtu = host.link(nic)["mtu"]
             host.ip("link", "set", nic, "mtu", "1600")
