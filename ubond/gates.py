@@ -48,7 +48,7 @@ class Gates:
 
     def __init__(self, requests: Requests) -> None:
         self._nft, self._bridge = Nft(), Bridge(requests)
-        #: What this process has closed: index -> kind.
+        #: What is closed: index -> kind, empty where another process closed it.
         self.closed: dict[int, str] = {}
         #: In the order in which they are tried.
         self._kinds: dict[str, Gate] = {"clsact": Clsact(requests), "nft": self._nft, "bridge": self._bridge}
@@ -80,9 +80,9 @@ class Gates:
         The first failure is raised when all have been tried.
         """
         failures = []
-        known = self.closed.pop(index, None)
+        known = self.closed.pop(index, "")
         for name, gate in self._kinds.items():
-            if known not in (None, name):
+            if known not in ("", name):
                 continue
             try:
                 await gate.open(interface, index)

@@ -254,7 +254,7 @@ class Netlink:
 
     def gates_closed(self, indices: Iterable[int]) -> None:
         """The gates of these interfaces are closed: another process did that."""
-        self._gates.closed.update(indices)
+        self._gates.closed.update(dict.fromkeys(indices, ""))
 
     async def gate_present(self, name: str) -> bool:
         """Whether both gates are closed; somebody may have removed them."""
