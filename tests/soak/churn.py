@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.netns.world import HOST4, PEER4, World, blast, finish, inside, wait_until  # noqa: E402
+from tests.netns.world import HOST4, PEER4, Seen, Sniffer, World, blast, finish, inside  # noqa: E402
 from tests.soak.soak import GROWTH_KIB, HELPERS, Flood, resources  # noqa: E402
 from ubond import paths  # noqa: E402
 from ubond.client import Client  # noqa: E402
@@ -77,23 +77,31 @@ class Loads:
             process.communicate()
 
 
-def sent_on_third(world: World) -> int:
-    """Frames that left, or tried to leave, on the interface that is nobody's slave."""
-    counters = world.host.counters(THIRD)["tx"]
-    return int(counters["packets"] + counters["dropped"] + counters["errors"])
+@contextlib.contextmanager
+def silent(world: World, nic: str) -> Iterator[Sniffer]:
+    """What comes out at the far end of a NIC whose own stack has nothing to say."""
+    world.host.run("sysctl", "-qw", f"net.ipv6.conf.{nic}.disable_ipv6=1")
+    space, far = world.far_end(nic)
+    # All that the switch floods goes the other way.
+    with Sniffer(space, far) as sniffer:
+        yield sniffer
+
+
+def told(frames: list[Seen]) -> str:
+    """Some frames for a reader, the first bytes of each."""
+    return f"{len(frames)}: " + ", ".join(seen.frame[:48].hex() for seen in frames[:3])
 
 
 def churn(seconds: float, rate: float, load: int, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run it; return the verdict, which has been said too."""
     with files_in_memory(), World(3) as world:
-        for state in ("down", "up"):    # its own stack has nothing to say
-            world.host.ip("link", "set", THIRD, "addrgenmode", "none", state)
-        wait_until(lambda: world.host.carrier(THIRD), what=f"carrier of {THIRD}")
-        with world.bond(*SLAVES, "--miimon", "100") as bond:
+        with silent(world, THIRD) as third, world.bond(*SLAVES, "--miimon", "100") as bond:
             with inside(world.host.name):
                 path = paths.socket_path("bond0")
             # A bond of one slave that loses it is without a link; the pairs begin with two.
-            pid, quiet, faults = bond.pid, sent_on_third(world), []
+            pid, faults = bond.pid, []
+            third.take()
+            strange: list[Seen] = []
             first: dict[str, int] | None = None
             loads = Loads(world, load)
             try:
@@ -109,16 +117,17 @@ def churn(seconds: float, rate: float, load: int, say: Callable[[dict[str, Any]]
                         if now - reported > REPORT_EVERY:
                             reported, measured = now, resources(pid)
                             first = first or measured
-                            say({"pairs": pairs, "third": sent_on_third(world) - quiet, **measured})
+                            strange += third.take()
+                            say({"pairs": pairs, "third": len(strange), **measured})
                     took = time.monotonic() - begin
                 sent, got = loads.end()
             finally:
                 loads.kill()
             last = resources(pid)
             first = first or last
-            third = sent_on_third(world) - quiet
-            if third:
-                faults.append(f"{third} frames were sent on {THIRD}")
+            strange += third.take()
+            if strange:
+                faults.append(f"frames were sent on {THIRD}: {told(strange)}")
             if flood.fault is not None:
                 faults.append(f"a client: {flood.fault!r}")
             if bond.pid != pid:
@@ -135,7 +144,7 @@ def churn(seconds: float, rate: float, load: int, say: Callable[[dict[str, Any]]
             "verdict": "broken" if faults else "sound", "faults": faults, "seconds": round(took, 1), "pairs": pairs,
             "pairs_a_second": round(pairs / took, 1), "operations": 2 * pairs, "clients": flood.asked,
             "offered": [one["sent"] for one in sent], "delivered": [one["unique"] for one in got],
-            "rate": [round(one["pps"]) for one in sent], "third": third, "first": first, "last": last,
+            "rate": [round(one["pps"]) for one in sent], "third": len(strange), "first": first, "last": last,
         }  # fmt: skip
         say(verdict)
         return verdict
