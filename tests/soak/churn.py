@@ -81,6 +81,7 @@ class Loads:
 def silent(world: World, nic: str) -> Iterator[Sniffer]:
     """What comes out at the far end of a NIC whose own stack has nothing to say."""
     world.host.run("sysctl", "-qw", f"net.ipv6.conf.{nic}.disable_ipv6=1")
+    world.host.ip("link", "set", nic, "arp", "off")     # it would answer for the bond's address, too
     space, far = world.far_end(nic)
     # All that the switch floods goes the other way.
     with Sniffer(space, far) as sniffer:

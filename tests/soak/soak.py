@@ -513,7 +513,7 @@ def soak(seconds: float, seed: int, round_seconds: float, say: Callable[[dict[st
     """Run it; return the verdict, which has been said too."""
     with World(len(NICS) + 1) as world:
         for state in ("down", "up"):    # its own stack has nothing to say
-            world.host.ip("link", "set", BYSTANDER, "addrgenmode", "none", state)
+            world.host.ip("link", "set", BYSTANDER, "addrgenmode", "none", "arp", "off", state)
         for nic in (*NICS, BYSTANDER):
             world.wait_forwarding(nic)
         picture = world.picture()
