@@ -157,8 +157,9 @@ def test_all_targets_must_answer_only_where_that_is_asked_for() -> None:
         assert (policy, rig.active) == (policy, active)
 
 
-def test_each_slave_of_balance_rr_is_judged_by_itself() -> None:
-    rig = switched("a", "b", mode="balance-rr", arp_validate="all")
+@pytest.mark.parametrize("mode", ["balance-rr", "balance-xor", "broadcast"])
+def test_each_slave_of_the_other_modes_is_judged_by_itself(mode: str) -> None:
+    rig = switched("a", "b", mode=mode, arp_validate="all")
     assert rig.links() == {"a": "up", "b": "up"}
     rig.alive.remove("b")
     rig.run(600)
@@ -167,6 +168,20 @@ def test_each_slave_of_balance_rr_is_judged_by_itself() -> None:
     rig.alive.add("b")
     rig.run(300)
     assert rig.links() == {"a": "up", "b": "up"}
+
+
+def test_another_mode_begins_anew_and_blames_nobody() -> None:
+    rig = switched("a", "b", "c")
+    rig.alive.clear()
+    rig.run(1050)
+    assert rig.active is None                   # somebody has his turn
+    rig.alive = {"a", "b", "c"}
+    for mode in ("balance-rr", "active-backup", "broadcast", "active-backup"):
+        rig.set(mode=mode)
+        rig.run(1000)
+        assert (mode, set(rig.links().values())) == (mode, {"up"})
+        roles = [slave.backup for slave in rig.bond.snapshot().slaves]
+        assert sum(roles) == (2 if mode == "active-backup" else 0)
 
 
 def test_strict_has_one_monitor_at_a_time() -> None:

@@ -305,7 +305,7 @@ class Bond:
         written = options.find(event.name).name
         if state.up and (written == "miimon" or state.settings.miimon != was[0]):
             self._restart_monitor(now, out)
-        if written == "arp_interval" or state.settings.number("arp_interval") != was[1]:
+        if written in ("arp_interval", "mode") or state.settings.number("arp_interval") != was[1]:
             probing.restart(state, now)
 
     def _enslave(self, event: EnslaveRequested, out: Transaction) -> None:
