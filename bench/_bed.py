@@ -177,14 +177,29 @@ class Bed:
         text = self.lab.exec("host", "ubond", "status", BOND).stdout
         return f"Slave Interface: {nic}\nMII Status: up" in text
 
+    def restarts(self) -> int:
+        """How often the daemon has been started again."""
+        return int(self.bond_status()["ubond"]["restarts"])
+
     def daemon_pid(self) -> int:
-        """The process of the bond: the one in the host's namespace that outlives its command."""
+        """The process of the bond; `keeper_pid` is the one above it."""
+        return self._processes()[1]
+
+    def keeper_pid(self) -> int:
+        return self._processes()[0]
+
+    def _processes(self) -> tuple[int, int]:
+        """Keeper and daemon: those in the host's namespace that outlive their command."""
         pids = self.lab.exec("host", "ip", "netns", "pids", self.lab.plan.namespace("host")).stdout.split()
+        found = {}
         for pid in map(int, pids):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if any(b"ubond" in word for word in words) and BOND.encode() in words:
-                    return pid
+                    found[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        for pid, parent in found.items():
+            if parent in found:
+                return parent, pid
         raise GuardError("the daemon of bond0 is not there")
 
 

@@ -1,4 +1,6 @@
-"""What an idle bond costs: processor time and memory of its daemon with miimon=100.
+"""What an idle bond costs: processor time and memory of its daemon and keeper with miimon=100.
+
+Memory is the proportional share (PSS): what both share is counted once.
 
 python bench/idle.py [ROUNDS]
 """
@@ -20,20 +22,20 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident_mb(pid: int) -> float:
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
+def share_mb(pid: int) -> float:
+    line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
     return int(line.split()[1]) / 1024
 
 
 def bench(bed: Bed) -> None:
     with bed.bond("--miimon", "100"):
-        pid = bed.daemon_pid()
+        pids = bed.keeper_pid(), bed.daemon_pid()
 
         def watch() -> tuple[float, float]:
-            before, start = processor_seconds(pid), time.monotonic()
+            before, start = sum(map(processor_seconds, pids)), time.monotonic()
             time.sleep(SECONDS)
-            used = (processor_seconds(pid) - before) / (time.monotonic() - start)
-            return 100 * used, resident_mb(pid)
+            used = (sum(map(processor_seconds, pids)) - before) / (time.monotonic() - start)
+            return 100 * used, sum(map(share_mb, pids))
 
         found = in_turn(rounds(), [("ubond", watch)])["ubond"]
     used, resident = [one[0] for one in found], [one[1] for one in found]

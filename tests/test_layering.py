@@ -53,6 +53,8 @@ MAY: dict[str, frozenset[str]] = {
     "paths": frozenset(),
     "sandbox": frozenset(),
     "init": frozenset(),
+    "store": frozenset(),
+    "keeper": frozenset({"init", "store"}),
     "rtnl": LOW,
     "ethtool": LOW,
     "ports": LOW | {"bond.document", "bond.reception"},
@@ -84,8 +86,9 @@ MAY: dict[str, frozenset[str]] = {
     "handover": frozenset({"bond", "client", "datapath", "doors", "service"}),
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
     "assembly": frozenset({"bond", "client", "control", "datapath", "doors", "handover", "journal", "managers"})
-    | {"netlink", "paths", "ports", "recovery", "sandbox", "service", "status", "steering", "wire"},
-    "daemon": frozenset({"assembly", "bond", "client", "init", "managers", "paths", "recovery", "sandbox", "steering"}),
+    | {"netlink", "paths", "ports", "recovery", "sandbox", "service", "status", "steering", "store", "wire"},
+    "daemon": frozenset({"assembly", "bond", "client", "handover", "init", "keeper", "managers", "paths", "recovery"})
+    | {"sandbox", "steering", "store"},
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import os
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from ubond import __version__, handover, paths
@@ -37,6 +38,7 @@ from ubond.sandbox import attempt
 from ubond.service import Service
 from ubond.status import Report, proc
 from ubond.steering import Steering
+from ubond.store import DOCUMENT, Store, read_document
 from ubond.wire import MacAddr
 
 log = logging.getLogger("ubond")
@@ -45,6 +47,8 @@ log = logging.getLogger("ubond")
 _TRIES = 100
 #: Seconds in which the rate of frames is measured.
 _SAMPLE = 0.05
+#: Seconds between two writings of the document: at least, and without a change.
+KEEP_PAUSE, KEEP_EVERY = 0.02, 5.0
 #: Options that name slaves: written when the slaves are there.
 _AFTER_SLAVES = frozenset({"active_slave"})
 
@@ -60,12 +64,14 @@ def random_mac() -> MacAddr:
 class Kit:
     """What a process has before it has a bond.
 
-    `confined`: what it has given up, for `status`; `foreground`: somebody waits for it to end.
+    `confined`: what it has given up, for `status`; `store`: who keeps what is to outlive it;
+    `foreground`: somebody waits for it to end.
     """
 
     steering: Steering
     managers: Managers
     confined: str
+    store: Store = field(default_factory=Store)
     foreground: bool = False
 
 
@@ -83,6 +89,8 @@ class Desk:
         """Held while it is being decided whether another process gets the bond."""
         self.notes: list[str] = []
         self._proc = ""
+        self._keeping: asyncio.TimerHandle | None = None
+        self._kept_at, self._keep_pause = 0.0, KEEP_PAUSE
         self._server = Server(lock.bond, __version__, self)
 
     @property
@@ -99,6 +107,7 @@ class Desk:
         extra = {
             "uptime": (time.monotonic_ns() - self.service.started) // 1_000_000_000,
             "provisional": doors.datapath.stand_in(),
+            "restarts": self.service.restarts,
             "strict": self.spec.strict,
             "bypass": self.spec.bypass,
             "workers": 1,
@@ -145,6 +154,7 @@ class Desk:
         self._stay()
         await self.service.shut()
         self.service.doors.tap.close()
+        await asyncio.to_thread(self._kit.store.clear)
         self.ended.set()
 
     async def upgrade(self, line: socket.socket) -> None:
@@ -209,6 +219,8 @@ class Desk:
         )
 
     async def hook(self, call: str) -> dict[str, str]:
+        if call == "segfault":
+            self.service.doors.datapath.crash()
         return {"loop": attempt(call), "helper": await asyncio.to_thread(attempt, call)}
 
     # ── the files that others read ──
@@ -220,16 +232,17 @@ class Desk:
         self.service.on_rename = self._renamed
         self._write_proc()
         await self._server.start(paths.socket_path(self.files), listening)
+        self._keep()
 
     async def close(self) -> None:
-        self.service.on_change = lambda: None
+        self._stop_keeping()
         await self._server.close()
         for path in (paths.proc_path(self.files), paths.socket_path(self.files)):
             path.unlink(missing_ok=True)
 
     async def leave(self) -> None:
         """Close all that is open here and give nothing back: another process has it too."""
-        self.service.on_change = lambda: None
+        self._stop_keeping()
         self.service.leave()
         await self._server.close(keep_file=True)
         doors = self.service.doors
@@ -238,9 +251,45 @@ class Desk:
         doors.tap.close()
         self._lock.leave()
 
+    async def leave_to_store(self) -> None:
+        """End without giving anything back: a later process goes on by what the store keeps."""
+        while not await self.service.stand_still():
+            await asyncio.sleep(0.01)
+        self._keep()
+        self.left = True
+
+    def _keep(self) -> None:
+        """Have all that a successor needs kept: as it is now, and again after a while, for the counters."""
+        if not self._kit.store.is_there:
+            return
+        if self._keeping is not None:
+            self._keeping.cancel()
+        begun = time.monotonic()
+        text = json.dumps(freeze(self.document()), separators=(",", ":")).encode()
+        self._kit.store.update(text, self.descriptors())
+        self._keep_pause = max(KEEP_PAUSE, 10 * (time.monotonic() - begun))
+        self._kept_at = begun
+        self._keeping = asyncio.get_running_loop().call_later(KEEP_EVERY, self._keep)
+
+    def _keep_soon(self) -> None:
+        """The same at most so often that it costs a tenth of the time."""
+        wait = self._kept_at + self._keep_pause - time.monotonic()
+        if wait <= 0:
+            self._keep()
+        elif self._keeping is not None and self._keeping.when() > asyncio.get_running_loop().time() + wait:
+            self._keeping.cancel()
+            self._keeping = asyncio.get_running_loop().call_later(wait, self._keep)
+
+    def _stop_keeping(self) -> None:
+        self.service.on_change = lambda: None
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+
     def changed(self) -> None:
-        """See what has to be told to those who read files."""
+        """See what has to be told to those who read files, or come after us."""
         self._write_proc()
+        self._keep_soon()
         seen = self.service.snapshot()
         # One that will come back must be left alone when it does.
         names = frozenset((*(slave.name for slave in seen.slaves), *seen.awaited))
@@ -309,6 +358,7 @@ async def assemble(spec: BondSpec, kit: Kit, lock: Lock) -> AsyncIterator[Desk]:
         # Before the device is there: who sees it first would configure it.
         remarks = kit.managers.tell([slave.name for slave in spec.slaves])
 
+        stack.callback(kit.store.clear)
         tap = Tap(spec.name)
         stack.callback(tap.close)
         tap.set_carrier(False)
@@ -365,6 +415,31 @@ async def take_over(bond: str, kit: Kit) -> AsyncIterator[Desk]:
             lock.leave()
 
 
+def read_kept(descriptors: Mapping[str, int]) -> handover.Document:
+    """The document that a process wrote before it ended.  DocumentError if there is none that can be read."""
+    text = read_document(descriptors[DOCUMENT])
+    return handover.read(None if text is None else json.loads(text), random_mac=random_mac)
+
+
+@contextlib.asynccontextmanager
+async def come_back(
+    document: handover.Document, descriptors: Mapping[str, int], kit: Kit, death: str
+) -> AsyncIterator[Desk]:
+    """Go on with the bond of a process that has ended, by what was kept of it; `death`: how it ended."""
+    netlink = Netlink()
+    await netlink.open()
+    lock, taken = Lock(document.files, descriptors["lock"]), False
+    try:
+        async with adopt(document, descriptors, kit, lock, netlink, death=death) as desk:
+            taken = True
+            yield desk
+    finally:
+        if taken:
+            lock.release()
+        else:
+            lock.leave()
+
+
 @contextlib.asynccontextmanager
 async def adopt(
     document: handover.Document,
@@ -373,6 +448,7 @@ async def adopt(
     lock: Lock,
     netlink: Netlink,
     line: handover.Line | None = None,
+    death: str = "",
 ) -> AsyncIterator[Desk]:
     """Go on with a bond that another process has assembled, or had before it died.
 
@@ -383,6 +459,7 @@ async def adopt(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(netlink.close)
         ours = False
+        stack.callback(lambda: kit.store.clear() if ours else None)
         stack.callback(lambda: kit.managers.forget() if ours else None)
         index = document.doors.index
         link = netlink.link(index)
@@ -412,11 +489,14 @@ async def adopt(
                 line.say("forwarding")
         waited = (time.monotonic_ns() - document.since) / 1e6
         stack.push_async_callback(service.shut)
+        if line is None:
+            service.came_back(death)
         listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
         await desk.open(listening)
         stack.push_async_callback(desk.close)
         desk.changed()
-        service.reconcile()
+        held = {one.index for one in journal.load()}
+        service.reconcile(held)
         slaves = {slave.index for slave in service.snapshot().slaves}
         await give_back_all(netlink, doors.journal, service.name, but=slaves)
         if line is not None:

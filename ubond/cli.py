@@ -151,19 +151,20 @@ def _describe_up(parser: argparse.ArgumentParser) -> None:
 def _up(args: argparse.Namespace) -> int:
     from ubond import cli_up
 
-    return _start(cli_up.spec_from(args), args.foreground)
+    return _start(cli_up.spec_from(args), args)
 
 
-def _start(spec: Any, foreground: bool) -> int:
+def _start(spec: Any, args: argparse.Namespace) -> int:
     from ubond import cli_up, daemon
 
-    if paths.running(spec.name):
+    # A service manager may hold the lock for a bond that this process is to go on with.
+    if paths.running(spec.name) and "LISTEN_FDS" not in os.environ:
         raise CommandError(FAILED, f"{spec.name} is already running; `ubond down {spec.name}` ends it")
     _check_permission()
     for line in cli_up.remarks(spec):
         print(line, flush=True)
     try:
-        notes = daemon.start(spec, foreground=foreground)
+        notes = daemon.start(spec, foreground=args.foreground, keeper=args.keeper)
     except Exception as error:
         code, text = _explain(error)
         raise CommandError(code, text if text.startswith(spec.name) else f"{spec.name}: {text}") from None
@@ -193,10 +194,16 @@ def _check_permission() -> None:
 
 def _describe_down(parser: argparse.ArgumentParser) -> None:
     add_bond(parser)
+    parser.add_argument(
+        "--if-dead", action="store_true",
+        help="only give back what a dead daemon has left; a bond that runs, or is kept for the next daemon, stays",
+    )  # fmt: skip
 
 
 def _down(args: argparse.Namespace) -> int:
     bond = args.bond
+    if getattr(args, "if_dead", False):
+        return _recover(bond) if bond in paths.left_behind() else 0
     try:
         client = connect(bond)
     except CommandError:
@@ -269,6 +276,7 @@ def _describe_ifup(parser: argparse.ArgumentParser) -> None:
     add_bond(parser)
     _add_root(parser)
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground and log to stderr")
+    parser.add_argument("--no-keeper", dest="keeper", action="store_false", help="as for up")
 
 
 def _ifup(args: argparse.Namespace) -> int:
@@ -282,7 +290,7 @@ def _ifup(args: argparse.Namespace) -> int:
         raise CommandError(USAGE, str(error)) from None
     for note in notes:
         print(note, file=sys.stderr)
-    return _start(spec, args.foreground)
+    return _start(spec, args)
 
 
 def _describe_ifdown(parser: argparse.ArgumentParser) -> None:

@@ -97,6 +97,10 @@ def _add_running_arguments(group: Any) -> None:
         "--foreground", action="store_true",
         help="stay in the foreground and log to standard error: for containers and systemd (Type=notify)",
     )  # fmt: skip
+    group.add_argument(
+        "--no-keeper", dest="keeper", action="store_false",
+        help="without the process above the daemon that starts it again when it dies: for service managers that do",
+    )  # fmt: skip
 
 
 def _add_option(group: Any, option: Option) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import logging.handlers
@@ -17,8 +18,9 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ubond import init, paths
@@ -26,14 +28,19 @@ from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
 from ubond.client import ControlError
+from ubond.keeper import Inheritance, Keeper
 from ubond.paths import Lock
+from ubond.store import DOCUMENT, Store, of_service_manager
 
 if TYPE_CHECKING:
     from ubond.assembly import Desk, Kit
+    from ubond.managers import Errand
 
 T = TypeVar("T")
 #: Called with the notes when frames can flow.
 Ready = Callable[[list[str]], None]
+#: What a daemon does from its first moment to its last.
+Run = Callable[..., None]
 #: Seconds that a new daemon may take to go on with a bond.
 UPGRADE_PATIENCE = 60.0
 #: How often it is tried when the machine is too busy for the new daemon to become ready in time.
@@ -44,18 +51,24 @@ log = logging.getLogger("ubond")
 # ── the front of it: what the command line calls ─────────────────────────────────────
 
 
-def start(spec: BondSpec, *, foreground: bool = False) -> list[str]:
+def start(spec: BondSpec, *, foreground: bool = False, keeper: bool = True) -> list[str]:
     """Bring a bond up; return what is worth a remark, in the foreground when it has been taken down.
 
-    Raises Refused, DoorError or JournalError when it cannot be, and nothing is left behind.
+    `keeper`: a process above the daemon starts it again when it dies.  Raises Refused, DoorError or
+    JournalError when the bond cannot be brought up, and nothing is left behind.
     """
+    if foreground and not keeper:
+        _log_to_stderr()
+        _run_for_service_manager(spec)
+        return []
     if paths.running(spec.name):
         raise Refused(errno.EEXIST, [f"{spec.name} is already running; take it down with: ubond down {spec.name}"])
+    run = partial(_run, spec, foreground=foreground)
     if foreground:
         _log_to_stderr()
-        _run(spec, lambda notes: _tell_service_manager(), foreground=True)
+        _keep_in_foreground(spec.name, run)
         return []
-    return _start_in_background(spec.name, lambda ready: _run(spec, ready))
+    return _start_in_background(spec.name, run, keeper=keeper)
 
 
 def upgrade(bond: str) -> list[str]:
@@ -65,7 +78,7 @@ def upgrade(bond: str) -> list[str]:
     """
     for left in reversed(range(UPGRADE_TRIES)):
         try:
-            return _start_in_background(bond, lambda ready: _take_over(bond, ready), patience=UPGRADE_PATIENCE)
+            return _start_in_background(bond, partial(_take_over, bond), keeper=True, patience=UPGRADE_PATIENCE)
         except ControlError as error:
             if error.errno != "ETIMEDOUT" or not left:
                 raise
@@ -100,10 +113,8 @@ def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 # ── into the background and back with the outcome ────────────────────────────────────
 
 
-def _start_in_background(
-    bond: str, run: Callable[[Ready], None], patience: float | None = None
-) -> list[str]:
-    """Fork a daemon that does `run`; return when that says `ready`, with its notes.
+def _start_in_background(bond: str, run: Run, *, keeper: bool, patience: float | None = None) -> list[str]:
+    """Fork a daemon that does `run`, with or without a keeper; return when that says `ready`, with its notes.
 
     It is killed if it has not come so far within `patience` seconds.
     """
@@ -114,13 +125,14 @@ def _start_in_background(
         _detach(writer)
         code = 1
         try:
-            code = _be_the_daemon(bond, run, writer)
+            _log_to_system()
+            code = _keep(bond, run, writer) if keeper else _be_the_daemon(bond, partial(run, Store()), writer)
         finally:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         if not select.select([pipe], [], [], patience)[0]:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGTERM if keeper else signal.SIGKILL)
         answer = pipe.read()
     if not answer:
         _, status = os.waitpid(child, 0)
@@ -128,6 +140,70 @@ def _start_in_background(
     outcome = json.loads(answer)
     _raise_outcome(outcome)
     return list(outcome["notes"])
+
+
+def _keep_in_foreground(bond: str, run: Run) -> None:
+    """Be the keeper of a daemon that does `run`; raise what keeps that from getting ready."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(reader, "rb") as pipe:
+        code = _keep(bond, run, writer, on_ready=_tell_service_manager, foreground=True)
+        answer = pipe.read()
+    if answer:
+        _raise_outcome(json.loads(answer))
+    if code:
+        raise Refused(errno.ECHILD, [f"{bond}: its daemon died again and again; its slaves are given back"])
+
+
+def _keep(
+    bond: str, run: Run, writer: int, on_ready: Callable[[], None] = lambda: None, *, foreground: bool = False
+) -> int:
+    """Be the keeper of a daemon that does `run`; return this process's exit code.
+
+    `writer`: who started it waits there for the outcome; it is closed when that is written.
+    """
+    with _tools(bond) as tools:
+        _load_all()
+        log.debug("%s: sandbox of the keeper: %s", bond, tools.confine(keeper=True))
+
+        def daemon(given: Inheritance) -> int:
+            if DOCUMENT in given.descriptors:
+                go_on = partial(_go_on, given.store, tools, given.descriptors, given.death, foreground=foreground)
+                return _be_the_daemon(bond, go_on)
+            return _be_the_daemon(bond, partial(run, given.store, tools=tools), writer)
+
+        def ready() -> None:
+            os.close(writer)
+            on_ready()
+
+        keeper = Keeper(bond, daemon, ready)
+        death = keeper.run()
+        if not death:
+            return 0
+        if not keeper.was_ready and keeper.code is not None:
+            os.close(writer)
+            return 1  # it has told why
+        bond = keeper.name or bond
+        count = recover(bond)
+        log.error("%s: its daemon %s; gave back %d interfaces", bond, death, count)
+        if not keeper.was_ready:
+            text = f"{bond}: its daemon {death} while starting; what it had taken is given back"
+            error = Refused(errno.ECHILD, [text])
+            os.write(writer, json.dumps(_outcome(error)).encode())
+            os.close(writer)
+        return 0 if keeper.asked_to_end and keeper.was_ready else 1
+
+
+def _load_all() -> None:
+    """Import all that a daemon needs: the keeper's next one has it then without waiting."""
+    import uvloop  # noqa: F401
+
+    from ubond import assembly, handover
+    from ubond.bond.document import prepare
+
+    prepare(handover.Document)
+    assert assembly
+    gc.collect()
+    gc.freeze()  # what is collected never is not written to, and its pages stay shared
 
 
 def _detach(keep: int) -> None:
@@ -143,21 +219,20 @@ def _detach(keep: int) -> None:
     os.close(null)
 
 
-def _be_the_daemon(bond: str, run: Callable[[Ready], None], writer: int) -> int:
-    told = False
+def _be_the_daemon(bond: str, run: Callable[[Ready], None], writer: int | None = None) -> int:
+    """Do `run` and tell its outcome at `writer`, if anybody waits there; return the exit code."""
 
     def tell(outcome: dict[str, object]) -> None:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal writer
+        if writer is not None:
             os.write(writer, json.dumps(outcome).encode())
             os.close(writer)
+            writer = None
 
-    _log_to_system()
     try:
         run(lambda notes: tell({"notes": notes}))
     except BaseException as error:
-        if told:
+        if writer is None:
             log.critical("%s: stopped by an error", bond, exc_info=error)
         tell(_outcome(error))
         return 1
@@ -232,45 +307,112 @@ def _locked(bond: str) -> Iterator[Lock]:
         paths.remove_empty_dirs()
 
 
-def _run(spec: BondSpec, ready: Ready, *, foreground: bool = False) -> None:
+def _run(
+    spec: BondSpec, store: Store, ready: Ready, *, tools: Tools | None = None, foreground: bool = False
+) -> None:
+    """Bring a bond up and run it to its end."""
     paths.make_runtime_dir()
-    with _locked(spec.name) as lock, _kit(spec.name, foreground=foreground) as kit:
+    with _locked(spec.name) as lock, _kit(spec.name, store, tools, foreground=foreground) as kit:
         from ubond.assembly import assemble
 
-        _with_loop(lambda: _serve(assemble(spec, kit, lock), ready))
+        _with_loop(lambda: _serve(assemble(spec, kit, lock), ready, kit))
 
 
-def _take_over(bond: str, ready: Ready) -> None:
+def _take_over(bond: str, store: Store, ready: Ready, *, tools: Tools | None = None) -> None:
     """Be the next daemon of a bond that runs."""
-    with _kit(bond, foreground=False) as kit:
+    with _kit(bond, store, tools, foreground=False) as kit:
         from ubond.assembly import take_over
 
-        _with_loop(lambda: _serve(take_over(bond, kit), ready))
+        _with_loop(lambda: _serve(take_over(bond, kit), ready, kit))
         paths.remove_empty_dirs()
 
 
+def _go_on(
+    store: Store,
+    tools: Tools,
+    descriptors: Mapping[str, int],
+    death: str,
+    ready: Ready,
+    *,
+    foreground: bool = False,
+) -> None:
+    """Go on with the bond of a daemon that is no more, by what was kept of it."""
+    from ubond.assembly import come_back, read_kept
+
+    document = read_kept(descriptors)
+    with _kit(document.files, store, tools, foreground=foreground) as kit:
+        _with_loop(lambda: _serve(come_back(document, descriptors, kit, death), ready, kit))
+        paths.remove_empty_dirs()
+
+
+def _run_for_service_manager(spec: BondSpec) -> None:
+    """Run without a keeper: what is to outlive this process is kept by the service manager, if it does that."""
+    store, kept = of_service_manager()
+
+    def ready(notes: list[str]) -> None:
+        for note in notes:
+            log.warning("%s", note)
+
+    with _tools(spec.name) as tools:
+        if DOCUMENT in kept:
+            from ubond.assembly import read_kept
+
+            document = read_kept(kept)
+            if document.spec == spec:
+                _go_on(store, tools, kept, "", ready, foreground=True)
+                return
+            log.info("%s: it is configured in another way now: beginning anew", spec.name)
+        for descriptor in kept.values():
+            os.close(descriptor)
+        store.forget()
+        if paths.running(spec.name):
+            text = f"{spec.name} is already running; take it down with: ubond down {spec.name}"
+            raise Refused(errno.EEXIST, [text])
+        _run(spec, store, ready, tools=tools, foreground=True)
+
+
+class Tools:
+    """What a process takes with it into confinement."""
+
+    def __init__(self, bond: str, stack: contextlib.ExitStack) -> None:
+        from ubond.managers import Errand, Managers
+        from ubond.steering import Steering
+
+        self.steering = stack.enter_context(contextlib.closing(Steering()))
+        self.errand: Errand | None = None
+        if Managers(bond).need_errands:
+            self.errand = stack.enter_context(contextlib.closing(Errand()))
+
+    def confine(self, *, keeper: bool = False) -> str:
+        from ubond.sandbox import confine
+
+        return confine(keeper=keeper)
+
+
 @contextlib.contextmanager
-def _kit(bond: str, *, foreground: bool) -> Iterator[Kit]:
-    """What a daemon takes with it into confinement, which begins here."""
+def _tools(bond: str) -> Iterator[Tools]:
+    with contextlib.ExitStack() as stack:
+        yield Tools(bond, stack)
+
+
+@contextlib.contextmanager
+def _kit(bond: str, store: Store, tools: Tools | None, *, foreground: bool) -> Iterator[Kit]:
+    """What a daemon has before it has a bond; its confinement begins here."""
     from ubond.assembly import Kit
-    from ubond.managers import Errand, Managers
-    from ubond.sandbox import confine
-    from ubond.steering import Steering
+    from ubond.managers import Managers
 
     with contextlib.ExitStack() as stack:
-        steering = stack.enter_context(contextlib.closing(Steering()))
-        managers = Managers(bond)
-        if managers.need_errands:
-            managers = Managers(bond, errand=stack.enter_context(contextlib.closing(Errand())))
-        confined = confine()
+        tools = tools or stack.enter_context(_tools(bond))
+        store.open_document()
+        confined = tools.confine()
         log.info("%s: sandbox: %s", bond, confined)
-        yield Kit(steering, managers, confined, foreground)
+        yield Kit(tools.steering, Managers(bond, errand=tools.errand), confined, store, foreground)
 
 
-async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready) -> None:
+async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready, kit: Kit) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     loop = asyncio.get_running_loop()
-    asked_to_end = asyncio.Event()
+    asked_to_end, asked_to_leave = asyncio.Event(), asyncio.Event()
 
     def end(number: int) -> None:
         if init.is_first() and not asked_to_end.is_set():
@@ -279,13 +421,24 @@ async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, end, number)
+    if kit.store.of_manager:
+        loop.add_signal_handler(signal.SIGUSR1, asked_to_leave.set)
     if init.is_first():
         init.collect_orphans()
     async with bond as desk:
         ready(desk.notes)
-        waits = [loop.create_task(event.wait()) for event in (asked_to_end, desk.service.gone, desk.ended)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        kit.store.ready()
+        events = (asked_to_end, asked_to_leave, desk.service.gone, desk.ended)
+        waits: list[asyncio.Task[Any]] = [loop.create_task(event.wait()) for event in events]
+        performer = desk.service.performer
+        await asyncio.wait([*waits, performer], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if performer.done() and not performer.cancelled() and kit.store.is_there:
+            # A fault of ours: a new daemon takes up what this one could not finish.
+            log.critical("%s: stopped by an error", desk.files, exc_info=performer.exception())
+            os._exit(1)
         async with desk.handing_over:
             pass  # if the bond is just being handed over, it must be known whose it is
+        if asked_to_leave.is_set() and not asked_to_end.is_set():
+            await desk.leave_to_store()

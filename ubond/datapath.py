@@ -305,6 +305,10 @@ class Datapath:
         """(first sent in its present term, last sent, last received), monotonic ns, 0: never."""
         return self._engine.times(self._ports[slave])
 
+    def crash(self) -> None:
+        """Die of a fault in the engine room.  For tests."""
+        self._engine.crash()
+
     def seen_macs(self) -> list[bytes]:
         """Source MACs other than the bond's that were seen sending through it."""
         return self._engine.seen_macs()

@@ -59,20 +59,23 @@ ALLOWED: dict[str, str] = {
     "getresuid getresgid getsid getpgid getpgrp getrandom getrlimit ugetrlimit prlimit64 getrusage uname sysinfo "
     "capget",
 }
+#: What a keeper calls besides: it starts daemons and ends them, and they confine themselves.
+KEEPERS = "clone fork vfork kill prctl seccomp capset memfd_create"
 #: Families of sockets: control, ioctls, the kernel's configuration, frames.
 _FAMILIES = (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET)
 #: What libraries try first and can do without, if they hear that the kernel has none of it.
 _AS_IF_UNKNOWN = ("clone3", "io_uring_setup", "openat2", "futex_waitv", "map_shadow_stack")
 
 
-def confine() -> str:
+def confine(*, keeper: bool = False) -> str:
     """Give up all that is not needed; return what was done, for `status`.
 
+    `keeper`: may still start processes, which confine themselves further.
     OSError where the kernel refuses to take something away.
     """
     kept = drop_capabilities()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    return f"{' '.join(kept) or 'no capabilities'} only, no new privileges, {_filter_calls()}"
+    return f"{' '.join(kept) or 'no capabilities'} only, no new privileges, {_filter_calls(keeper)}"
 
 
 # ── capabilities ─────────────────────────────────────────────────────────────────────
@@ -125,7 +128,7 @@ def _libc() -> ctypes.CDLL:
 # ── system calls ─────────────────────────────────────────────────────────────────────
 
 
-def _filter_calls() -> str:
+def _filter_calls(keeper: bool) -> str:
     """Load the filter in every thread; say what came of it."""
     if os.environ.get("UBOND_SECCOMP") == "off":
         return "no seccomp filter (UBOND_SECCOMP=off)"
@@ -135,7 +138,7 @@ def _filter_calls() -> str:
     # libuv would read and write files by io_uring, which no filter sees.
     os.environ["UV_USE_IO_URING"] = "0"
     try:
-        _build(library).load()
+        _build(library, keeper).load()
     except OSError as error:
         return f"no seccomp filter (refused: {error.strerror or error})"
     return f"seccomp filter ({library.__name__})"
@@ -150,7 +153,7 @@ def _binding() -> Any:
     return None
 
 
-def _build(library: Any) -> Any:
+def _build(library: Any, keeper: bool) -> Any:
     made = library.SyscallFilter(library.ERRNO(errno.EPERM))
     made.set_attr(library.Attr.CTL_TSYNC, 1)
     with contextlib.suppress(AttributeError, OSError, ValueError, RuntimeError):
@@ -169,6 +172,8 @@ def _build(library: Any) -> Any:
             rule(library.ALLOW, name)
     for family in _FAMILIES:
         rule(library.ALLOW, "socket", library.Arg(0, library.EQ, family))
+    for name in KEEPERS.split() if keeper else ():
+        rule(library.ALLOW, name)
     # Threads, but no process; s390 has the first two arguments in the other order.
     flags = 1 if platform.machine().startswith("s390") else 0
     rule(library.ALLOW, "clone", library.Arg(flags, library.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 
@@ -110,6 +110,7 @@ class Memory:
     history: History = field(default_factory=History)
     drops_before: int = 0
     new_sender: str | None = None
+    restarts: int = 0
 
 
 class Service:
@@ -123,6 +124,8 @@ class Service:
         self.history, self.started = past.history, past.started
         self.lines: deque[dict[str, object]] = deque(past.lines, maxlen=KEEP_LINES)
         self._drops_before, self._new_sender = past.drops_before, past.new_sender
+        self.restarts = past.restarts
+        """How often a process went on for one that had ended."""
         self._notes: list[str] | None = None
         self.gone = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
@@ -177,14 +180,30 @@ class Service:
     def memory(self) -> Memory:
         """What another process has to know of the past."""
         self._settle_history()
-        return Memory(self.started, self.lines, self.history, self._drops_before, self._new_sender)
+        return Memory(
+            self.started, self.lines, self.history, self._drops_before, self._new_sender, self.restarts
+        )
 
     def say(self, text: str) -> None:
         """Log a line about the bond."""
         self._tell(Log(Level.INFO, text))
 
-    def reconcile(self) -> None:
-        """After another process: see what has become of the device and the slaves meanwhile."""
+    @property
+    def performer(self) -> asyncio.Task[None]:
+        """The task that performs actions; when it ends by itself nothing more can be done here."""
+        return self._performer
+
+    def came_back(self, death: str) -> None:
+        """This process goes on for one that has ended: how, if it died."""
+        self.restarts += 1
+        how = f"its daemon {death}" if death else "its daemon has ended"
+        self._tell(Log(Level.ERROR if death else Level.INFO, f"{how}; started again (restart {self.restarts})"))
+
+    def reconcile(self, held: Container[int]) -> None:
+        """After another process: see what has become of the device and the slaves meanwhile.
+
+        `held`: indices of the interfaces that the journal holds.
+        """
         netlink = self.doors.netlink
         device = netlink.link(self.index)
         if device is None:

@@ -147,14 +147,14 @@ def test_another_user_of_the_container_sees_the_bond_and_cannot_change_it(world:
 
 @pytest.fixture
 def first(engine: None, tmp_path: Path) -> Iterator[tuple[Contained, ContainedBond]]:
-    """A container whose process 1 is the daemon; /share in it is `tmp_path`."""
+    """A container whose process 1 is the keeper; /share in it is `tmp_path`."""
     with Contained(FOREGROUND, options=["-v", f"{tmp_path}:/share"]) as world:
         yield world, world.foreground()
 
 
 def test_process_1_carries_traffic_and_loses_nothing(first: tuple[Contained, ContainedBond]) -> None:
     world, bond = first
-    assert bond.pid == world.container.pid
+    assert bond.keeper == world.container.pid
     world.host.ping(PEER4, count=5)
     world.peer.ping(HOST4, count=5)
     lose_nothing(world, bond)

@@ -43,12 +43,13 @@ static bool peek(pid_t pid, uint64_t at, void *to, size_t size)
     return process_vm_readv(pid, &here, 1, &there, 1, 0) == (ssize_t)size;
 }
 
+/* A file that has a name: what is only in memory goes with its last process. */
 static bool is_file(pid_t pid, int fd)
 {
     char path[64];
     struct stat found;
     snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
-    return stat(path, &found) == 0 && S_ISREG(found.st_mode);
+    return stat(path, &found) == 0 && S_ISREG(found.st_mode) && found.st_nlink;
 }
 
 /* A message that begins with its own length is netlink's; of rtnetlink every third of four types asks. */

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -187,7 +185,7 @@ def test_recovery_after_a_crash_removes_exactly_what_was_made(world: World, kind
     before = world.picture()
     world.ubond("up", "bond0", "eth1", "eth2", "--gate", kind, *ADDRESSES)
     bond = Bond(world, "bond0")
-    os.kill(bond.pid, signal.SIGKILL)
+    bond.kill()
     wait_until(lambda: "bond0" not in world.host.links(), what="the TAP goes with its process")
     match way:
         case "restore":

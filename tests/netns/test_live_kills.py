@@ -93,7 +93,7 @@ def world() -> Iterator[World]:
         yield world
 
 
-UP = ("up", "bond0", "eth1", "eth2", "--take-addresses", "--fail-over-mac", "follow")
+UP = ("up", "bond0", "eth1", "eth2", "--take-addresses", "--fail-over-mac", "follow", "--no-keeper")
 
 
 def mend(world: World, way: str, up: tuple[str, ...]) -> None:
@@ -214,3 +214,49 @@ def test_killed_at_every_step_of_giving_back(world: World, tmp_path: Path) -> No
                 call = doomed.calls[-1]
                 raise AssertionError(f"{way} after a kill of down at change {number} ({call}): {error}") from None
     assert number > 25
+
+
+# ── no room ──────────────────────────────────────────────────────────────────────────
+
+
+FULL = """
+directory=$1; shift
+mount -t tmpfs -o size=16k,mode=755 none "$directory" || exit 90
+export UBOND_RUNTIME_DIR=$directory
+fill() { dd if=/dev/zero of="$directory/filler" bs=4k 2>/dev/null; true; }
+"""
+
+
+def shell(world: World, directory: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """A script in the host with a runtime directory of four pages; `$U` is ubond, `fill` leaves no room."""
+    directory.mkdir()
+    whole = f"{FULL}U='{sys.executable} -m ubond'\n{script}"
+    return world.host.run("sh", "-c", whole, "sh", str(directory), check=False)
+
+
+def test_without_room_for_the_journal_up_refuses_and_nothing_is_left(world: World, tmp_path: Path) -> None:
+    before = world.picture()
+    script = 'fill; $U up bond0 eth2; echo "code $?"; find $directory -type f'
+    done = shell(world, tmp_path / "run", script)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "journal" in done.stderr
+    assert [line for line in done.stdout.splitlines() if "using" not in line] == ["code 5", f"{tmp_path}/run/filler"]
+    assert_as_before(before, world.picture)
+
+
+def test_without_room_a_bond_that_runs_goes_on_and_refuses_what_it_cannot_remember(
+    world: World, tmp_path: Path
+) -> None:
+    before = world.picture()
+    script = (
+        "$U up bond0 eth2 && fill; $U add bond0 eth1 --take-addresses; echo code $?;"
+        "$U set bond0 miimon=50; echo code $?; $U status bond0 | grep 'Slave Interface';"
+        "rm $directory/filler; $U add bond0 eth1 --take-addresses; echo code $?; $U down bond0; echo code $?;"
+        "find $directory -type f"
+    )
+    done = shell(world, tmp_path / "run", script)
+    lines = [line for line in done.stdout.splitlines() if "using" not in line]
+    assert lines == ["code 5", "code 0", "Slave Interface: eth2", "code 0", "code 0"], done
+    assert "No space left on device" in done.stderr
+    assert_as_before(before, world.picture)

@@ -385,10 +385,11 @@ def test_a_renamed_bond_is_followed_with_all_of_its_files(world: World) -> None:
 def test_a_renamed_bonds_daemon_that_is_killed_leaves_what_recovery_needs(world: World) -> None:
     before = world.picture()
     world.ubond("up", "bond0", *world.nics)
-    pid = Bond(world, "bond0").pid
     world.host.ip("link", "set", "bond0", "name", "uplink")
     wait_until(lambda: "slave of uplink" in alias(world, "eth2"), what="the alias follows")
-    os.kill(pid, signal.SIGKILL)
+    bond = Bond(world, "uplink")
+    pid = bond.pid
+    bond.kill()
     ended(pid)
     world.ubond("down", "uplink")
     assert_as_before(before, world.picture)
@@ -439,8 +440,9 @@ def test_other_managers_are_told_and_nothing_of_it_stays(world: World, tmp_path:
     ubond("down", "bond0")
     wait_until(lambda: written() == [], what="the files are gone")
     ubond("up", "bond0", "eth1")
-    pid = Bond(world, "bond0").pid
-    os.kill(pid, signal.SIGKILL)
+    bond = Bond(world, "bond0")
+    pid = bond.pid
+    bond.kill()
     ended(pid)
     assert written() != []
     ubond("down", "bond0")

@@ -45,10 +45,9 @@ def world() -> Iterator[World]:
 
 
 def kill(bond: Bond) -> None:
-    """kill -9 the daemon; its TAP goes with it, all else stays as it is."""
-    world, pid = bond.world, bond.pid
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: bond.name not in world.host.links(), what="the TAP is gone")
+    """kill -9 daemon and keeper; the TAP goes with them, all else stays as it is."""
+    bond.kill()
+    wait_until(lambda: bond.name not in bond.world.host.links(), what="the TAP is gone")
 
 
 def make_peculiar(world: World) -> None:
@@ -120,10 +119,11 @@ def test_kill_while_slaves_come_and_go_is_recovered_from(world: World) -> None:
     for delay in (0.0, 0.004, 0.01, 0.02, 0.04):
         world.ubond("up", "bond0", "eth1", "eth2")
         bond = Bond(world, "bond0")
-        pid = bond.pid
+        pids = bond.keeper, bond.pid
         changing = world.start_ubond("add", "bond0", "eth3")
         subprocess.run(["sleep", str(0.07 + delay)], check=True)
-        os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
         changing.communicate(timeout=15)
         wait_until(lambda: "bond0" not in world.host.links(), what="the TAP is gone")
         world.ubond("down", "bond0")

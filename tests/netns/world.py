@@ -619,6 +619,16 @@ class Bond:
         return self.world.kind.pid(self.world, pid) if self.space is self.world.host else pid
 
     @property
+    def keeper(self) -> int:
+        """The process above the daemon that starts it again."""
+        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def kill(self) -> None:
+        """kill -9 the daemon and its keeper: nobody starts it again, and its TAP goes with them."""
+        for pid in (self.keeper, self.pid):
+            os.kill(pid, signal.SIGKILL)
+
+    @property
     def info(self) -> dict[str, Any]:
         """`linkinfo.info_data` of the bond."""
         info: dict[str, Any] = self.links()[0]["linkinfo"]["info_data"]

@@ -1,0 +1,235 @@
+"""The keeper and what it keeps, with small children in the place of daemons."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ubond import store
+from ubond.keeper import DEATHS, Inheritance, Keeper
+
+# ── the document ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def document() -> Iterator[int]:
+    descriptor = store.make_document()
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_an_empty_document_says_nothing(document: int) -> None:
+    assert store.read_document(document) is None
+
+
+def test_the_last_text_is_read_and_a_later_writer_goes_on(document: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for text in (b"one", b"a longer second one", b"3"):
+            # Each time as by another process, which finds what the one before has written.
+            store.Store(theirs, {store.DOCUMENT: document}).update(text, {})
+            assert store.read_document(document) == text
+
+
+@given(st.binary(min_size=1, max_size=300), st.binary(min_size=1, max_size=300), st.data())
+def test_a_writer_that_dies_at_any_byte_leaves_a_whole_text(old: bytes, new: bytes, data: st.DataObject) -> None:
+    """All that reaches the file are three writes; the last one is cut, or whole ones are missing."""
+    descriptor = store.make_document()
+    try:
+        store._write_document(descriptor, 1, b"x" * 400)
+        store._write_document(descriptor, 2, old)
+        writes: list[tuple[bytes, int]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store.os, "pwrite", lambda _, piece, at: writes.append((piece, at)))
+            store._write_document(descriptor, 3, new)
+        done = data.draw(st.integers(0, len(writes) - 1))
+        cut = data.draw(st.integers(0, len(writes[done][0]) - 1))
+        for piece, at in [*writes[:done], (writes[done][0][:cut], writes[done][1])]:
+            os.pwrite(descriptor, piece, at)
+        assert store.read_document(descriptor) == old
+        for piece, at in writes:
+            os.pwrite(descriptor, piece, at)
+        assert store.read_document(descriptor) == new
+    finally:
+        os.close(descriptor)
+
+
+# ── the keeper ───────────────────────────────────────────────────────────────────────
+
+
+def keep(daemon: Callable[[Inheritance], int], on_ready: Callable[[], None] = lambda: None) -> tuple[str, Keeper]:
+    """Run a keeper of such daemons in a process of this test's own, so that its signals are its own too."""
+    keeper = Keeper("bond9", daemon, on_ready)
+    return keeper.run(), keeper
+
+
+def die(number: int = signal.SIGKILL) -> int:
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+    raise AssertionError("alive")
+
+
+def test_a_daemon_that_ends_by_itself_has_no_successor(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def daemon(given: Inheritance) -> int:
+        with log.open("a") as file:
+            file.write("started\n")
+        given.store.ready()
+        return 0
+
+    death, keeper = keep(daemon)
+    assert (death, keeper.was_ready, log.read_text()) == ("", True, "started\n")
+
+
+def test_a_dead_daemons_successor_has_its_descriptors_its_document_and_its_death(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def daemon(given: Inheritance) -> int:
+        given.store.open_document()
+        if given.death:
+            text = store.read_document(given.descriptors[store.DOCUMENT]) or b""
+            word = os.read(given.descriptors["pipe"], 10)
+            log.write_text(f"{given.death}|{text.decode()}|{word.decode()}|{sorted(given.descriptors)}")
+            return 0
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        os.write(writer, b"kept")
+        dropped = os.dup(reader)
+        given.store.update(b"early", {"pipe": reader, "other": dropped})
+        given.store.update(b"all", {"pipe": reader})
+        given.store.ready()
+        return die()
+
+    death, _ = keep(daemon)
+    assert death == ""
+    assert log.read_text() == "was killed by signal 9 (SIGKILL)|all|kept|['document', 'pipe']"
+
+
+def test_what_is_reopened_under_its_number_is_kept_anew() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        keeping = store.Store(theirs)
+        keeping.open_document()
+        one, two = os.pipe2(os.O_CLOEXEC)
+        keeping.update(b"", {"pipe": one})
+        other, last = os.pipe2(os.O_CLOEXEC)
+        os.dup2(other, one)
+        keeping.update(b"", {"pipe": one})
+        said = []
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message, descriptors = store.receive(ours)
+                said.append(store.unpack(message))
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        for descriptor in (one, two, other, last):
+            os.close(descriptor)
+    assert [(each.get("FDSTORE"), each["FDNAME"]) for each in said] == [
+        ("1", "document"), ("1", "pipe"), (None, "pipe"), ("1", "pipe"),
+    ]  # fmt: skip
+
+
+def test_one_that_keeps_dying_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "log"
+
+    def daemon(given: Inheritance) -> int:
+        with log.open("a") as file:
+            file.write("started\n")
+        given.store.open_document()
+        given.store.update(b'{"files": "bond9"}', {})
+        given.store.ready()
+        return 3
+
+    death, keeper = keep(daemon)
+    assert death == "ended with exit code 3"
+    assert not keeper.asked_to_end
+    assert log.read_text() == "started\n" * DEATHS
+    assert "bond9: its daemon ended with exit code 3, for the 5th time within 0 s: giving it up" in caplog.text
+
+
+def test_one_that_dies_before_frames_flow_is_not_started_again() -> None:
+    death, keeper = keep(lambda given: die(signal.SIGSEGV))
+    assert (death, keeper.was_ready) == ("was killed by signal 11 (SIGSEGV)", False)
+
+
+def test_clear_returns_when_nothing_is_kept_any_more() -> None:
+    def daemon(given: Inheritance) -> int:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        given.store.open_document()
+        given.store.update(b"text", {"writer": writer})
+        os.close(writer)
+        given.store.ready()
+        given.store.clear()
+        os.set_blocking(reader, False)
+        return 0 if os.read(reader, 1) == b"" else 1  # the end: nobody has the other one
+
+    assert keep(daemon)[0] == ""
+
+
+PROGRAM = """
+import os, signal, sys, time
+from ubond.keeper import Keeper
+
+def daemon(given):
+    given.store.ready()
+    if {deaf}:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    print("ready", os.getpid(), flush=True)
+    while True:
+        time.sleep(10)
+
+keeper = Keeper("bond9", daemon, lambda: None)
+death = keeper.run()
+print(repr(death), keeper.asked_to_end, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("deaf", "death"), [(False, "''"), (True, "'was killed by signal 15 (SIGTERM)'")])
+def test_what_asks_the_keeper_to_end_is_passed_on_and_has_no_successor(deaf: bool, death: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(deaf=deaf)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready")
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
+    assert out == f"{death} True\n"
+
+
+def test_process_1_collects_orphans_passes_signals_on_and_keeps(tmp_path: Path) -> None:
+    """In a process namespace of its own: the keeper as process 1 of a container."""
+    program = PROGRAM.format(deaf=False).replace(
+        "keeper = Keeper",
+        """
+if os.fork() == 0:                       # a process beside the daemon, whose child becomes an orphan
+    if os.fork() == 0:
+        time.sleep(0.2)
+        os._exit(0)
+    signal.signal(signal.SIGTERM, lambda *_: (print("heard", flush=True), os._exit(0)))
+    while True:
+        time.sleep(10)
+keeper = Keeper""",
+    )
+    process = subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("ready"), line
+    inner = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[0])
+    os.kill(inner, signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert sorted(out.splitlines()) == ["'' True", "heard"]
