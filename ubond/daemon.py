@@ -34,7 +34,7 @@ from ubond.store import DOCUMENT, Store, of_service_manager
 
 if TYPE_CHECKING:
     from ubond.assembly import Desk, Kit
-    from ubond.managers import Errand
+    from ubond.managers import Managers
 
 T = TypeVar("T")
 #: Called with the notes when frames can flow.
@@ -85,12 +85,15 @@ def upgrade(bond: str) -> list[str]:
     raise AssertionError("tried at least once")
 
 
-def recover(bond: str) -> int:
-    """Give back what a dead daemon of this bond held; return how many interfaces that were."""
+def recover(bond: str, managers: Managers | None = None) -> int:
+    """Give back what a dead daemon of this bond held; return how many interfaces that were.
+
+    `managers`: of a process that may not look for them any more.
+    """
     with _locked(bond):
         from ubond import recovery
 
-    return _with_loop(lambda: recovery.recover(bond))
+    return _with_loop(lambda: recovery.recover(bond, managers))
 
 
 def restore(interfaces: list[str]) -> int:
@@ -183,7 +186,8 @@ def _keep(
             os.close(writer)
             return 1  # it has told why
         bond = keeper.name or bond
-        count = recover(bond)
+        tools.managers.bond = bond
+        count = recover(bond, tools.managers)
         log.error("%s: its daemon %s; gave back %d interfaces", bond, death, count)
         if not keeper.was_ready:
             text = f"{bond}: its daemon {death} while starting; what it had taken is given back"
@@ -379,9 +383,9 @@ class Tools:
         from ubond.steering import Steering
 
         self.steering = stack.enter_context(contextlib.closing(Steering()))
-        self.errand: Errand | None = None
-        if Managers(bond).need_errands:
-            self.errand = stack.enter_context(contextlib.closing(Errand()))
+        self.managers = Managers(bond)
+        if self.managers.need_errands:
+            self.managers = Managers(bond, errand=stack.enter_context(contextlib.closing(Errand())))
 
     def confine(self, *, keeper: bool = False) -> str:
         from ubond.sandbox import confine
@@ -399,14 +403,14 @@ def _tools(bond: str) -> Iterator[Tools]:
 def _kit(bond: str, store: Store, tools: Tools | None, *, foreground: bool) -> Iterator[Kit]:
     """What a daemon has before it has a bond; its confinement begins here."""
     from ubond.assembly import Kit
-    from ubond.managers import Managers
 
     with contextlib.ExitStack() as stack:
         tools = tools or stack.enter_context(_tools(bond))
         store.open_document()
         confined = tools.confine()
         log.info("%s: sandbox: %s", bond, confined)
-        yield Kit(tools.steering, Managers(bond, errand=tools.errand), confined, store, foreground)
+        tools.managers.bond = bond  # it may have got another name since they were asked
+        yield Kit(tools.steering, tools.managers, confined, store, foreground)
 
 
 async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready, kit: Kit) -> None:

@@ -56,7 +56,7 @@ async def _facts_now(netlink: Netlink, name: str, index: int) -> SlaveFacts | No
         return None
 
 
-async def recover(bond: str) -> int:
+async def recover(bond: str, managers: Managers | None = None) -> int:
     """Give back what the journal of a bond without a daemon holds; return how many interfaces."""
     netlink = Netlink()
     await netlink.open()
@@ -64,7 +64,7 @@ async def recover(bond: str) -> int:
         return await give_back_all(netlink, Journal(paths.runtime_dir(), bond), bond)
     finally:
         await netlink.close()
-        Managers(bond).forget()
+        (managers or Managers(bond)).forget()
         paths.sweep(bond)
 
 

@@ -70,11 +70,11 @@ class Doomed:
 
     def wait_command(self) -> int:
         """The exit code of the command itself."""
-        return int(wait_until(lambda: self._told("exit"), 30, "the command ends"))
+        return int(wait_until(lambda: self._told("exit"), 120, "the command ends"))
 
     def wait_all(self) -> str:
         """Wait until every process of it has ended; what they said on standard error."""
-        return self._process.communicate(timeout=30)[1]
+        return self._process.communicate(timeout=120)[1]
 
 
 @pytest.fixture(scope="module")
