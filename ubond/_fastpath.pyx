@@ -1193,10 +1193,12 @@ cdef class Engine:
         return p.first_tx, p.last_tx, p.last_rx
 
     def backlog(self, int port):
-        """The packets that wait for a slave, oldest first.  Only while nobody works."""
+        """The packets that wait for a slave, oldest first, and whether others have a copy.  Only while nobody works."""
         cdef fp_backlog* b = &self.shared.port[port].backlog
         cdef uint32_t i
-        return [(<const char*>b.bytes)[b.offset[i]:b.offset[i] + b.length[i]] for i in range(b.n)]
+        return [
+            ((<const char*>b.bytes)[b.offset[i]:b.offset[i] + b.length[i]], bool(b.copied >> i & 1)) for i in range(b.n)
+        ]
 
     def turn(self):
         """The round-robin counter."""
@@ -1226,9 +1228,8 @@ cdef class Engine:
             place = form if form < SEEN_ANSWER else SEEN_ANSWER + (form - SEEN_ANSWER) * SLOTS + slot
             if 0 < place < STAMPS and 0 <= slot < SLOTS:
                 p.stamp[place] = at
-        for packet in backlog:
-            # Taken for the only one: of broadcast's copies one too many is better than one too few.
-            if not backlog_add(p, <uint8_t*><char*>packet, len(packet), False):
+        for packet, copied in backlog:
+            if not backlog_add(p, <uint8_t*><char*>packet, len(packet), copied):
                 p.count.tx_congested += 1
                 continue
             p.backlog.waits = LINK

@@ -52,7 +52,8 @@ News = CarrierRead | DeadLink | TapGone | GroupsReported
 
 @dataclass(frozen=True, slots=True)
 class PortMemory:
-    """What the worker knows of one slave: `waiting` are packets that could not be sent yet.
+    """What the worker knows of one slave: `waiting` are packets that could not be sent yet, and whether
+    other slaves have a copy.
 
     `seen`: what was seen there when (form, slot, monotonic ns), `told`: as of the last `heard`.
     """
@@ -62,7 +63,7 @@ class PortMemory:
     last_rx: int = 0
     seen: tuple[tuple[int, int, int], ...] = ()
     told: tuple[tuple[int, int, int], ...] = ()
-    waiting: tuple[bytes, ...] = ()
+    waiting: tuple[tuple[bytes, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,10 @@ def test_frames_that_wait_for_a_full_ring_are_sent_by_the_next_in_order(bed):
             break
     else:
         raise AssertionError("never were there frames that waited")
-    assert [number(packet) for packet in memory.ports["s0"].waiting] == sorted(
-        number(packet) for packet in memory.ports["s0"].waiting
-    )
+    waited = [number(packet) for packet, copied in memory.ports["s0"].waiting if not copied]
+    assert waited == sorted(waited)
     assert got == sorted(set(got))
-    assert set(got) & {number(packet) for packet in memory.ports["s0"].waiting}
+    assert set(got) & set(waited)
 
 
 def test_the_turn_goes_on(bed):
