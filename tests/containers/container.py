@@ -96,7 +96,8 @@ class InContainers(Kind):
         """`bare`: nothing is shared and there is no agent, so that all is as the engine makes it."""
         self._command, self._options, self._bare = command, options, bare
         if not bare:
-            os.environ.setdefault("UBOND_RUNTIME_DIR", f"/tmp/ubond-worlds-{os.getpid()}")
+            self._runtime = f"/tmp/ubond-worlds-{os.getpid()}"
+            os.environ["UBOND_RUNTIME_DIR"] = self._runtime
         self._containers: dict[str, Container] = {}
 
     def of(self, world: World) -> Container:
@@ -123,6 +124,8 @@ class InContainers(Kind):
         if container := self._containers.pop(world.key, None):
             container.close()
             Path(_agent_of(world.host.name)).unlink(missing_ok=True)
+        if not (self._bare or self._containers):
+            shutil.rmtree(self._runtime, ignore_errors=True)
 
 
 def _agent_of(host: str) -> str:
