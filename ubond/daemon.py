@@ -413,6 +413,13 @@ def _kit(bond: str, store: Store, tools: Tools | None, *, foreground: bool) -> I
         yield Kit(tools.steering, tools.managers, confined, store, foreground)
 
 
+def _die_of(bond: str, performer: asyncio.Task[None]) -> None:
+    """A fault of ours ended who performs actions: a new daemon takes up what this one could not finish."""
+    if not performer.cancelled():
+        log.critical("%s: stopped by an error", bond, exc_info=performer.exception())
+        os._exit(1)
+
+
 async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready, kit: Kit) -> None:
     """Build the bond, say `ready`, and run it until it is told to end."""
     loop = asyncio.get_running_loop()
@@ -433,15 +440,12 @@ async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready, kit: Kit
         ready(desk.notes)
         kit.store.ready()
         events = (asked_to_end, asked_to_leave, desk.service.gone, desk.ended)
-        waits: list[asyncio.Task[Any]] = [loop.create_task(event.wait()) for event in events]
-        performer = desk.service.performer
-        await asyncio.wait([*waits, performer], return_when=asyncio.FIRST_COMPLETED)
+        if kit.store.is_there:
+            desk.service.performer.add_done_callback(partial(_die_of, desk.files))
+        waits = [loop.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        if performer.done() and not performer.cancelled() and kit.store.is_there:
-            # A fault of ours: a new daemon takes up what this one could not finish.
-            log.critical("%s: stopped by an error", desk.files, exc_info=performer.exception())
-            os._exit(1)
         async with desk.handing_over:
             pass  # if the bond is just being handed over, it must be known whose it is
         if asked_to_leave.is_set() and not asked_to_end.is_set():
