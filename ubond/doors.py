@@ -258,9 +258,9 @@ class Doors(SlaveDoors):
     async def _close_port(self, slave: str) -> None:
         if slave not in self.ports:
             return
-        await self.datapath.remove(slave)
         async with self._filtering:
-            port = self.ports.pop(slave)
+            port = self.ports.pop(slave)    # first: whom this has, the datapath can be asked about
+        await self.datapath.remove(slave)
         # Descriptors and memberships are gone at once, but the call returns only when no CPU can be
         # receiving on the socket, 10 ms later: off the loop, and nobody waits for it.
         for sock in (port.raw, port.plain):

@@ -1,0 +1,38 @@
+"""The doors of a bond, with nothing behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+from ubond.bond.events import ClosePort
+from ubond.doors import Doors
+
+
+def test_a_slave_that_the_doors_have_is_one_that_the_datapath_knows() -> None:
+    """Whoever asks while a slave is released (`history`, say) looks here first."""
+
+    async def story() -> None:
+        known = {"eth1"}
+
+        async def remove(slave: str) -> None:
+            known.remove(slave)
+
+        fake: Any = SimpleNamespace(name="bond0", remove=remove)
+        doors = Doors(fake, 1, fake, fake, fake, fake, bypass=True)
+        doors.bond_is_there = False
+        pair = socket.socketpair()
+        doors.ports["eth1"] = SimpleNamespace(raw=pair[0], plain=pair[1])  # type: ignore[assignment]
+        await doors._filtering.acquire()        # a slave's memberships are being set
+        closing = asyncio.ensure_future(doors.perform(ClosePort("eth1")))
+        for _ in range(5):
+            await asyncio.sleep(0)
+            assert known >= doors.ports.keys()
+        doors._filtering.release()
+        await closing
+        assert not doors.ports
+        assert not known
+
+    asyncio.run(story())
