@@ -178,6 +178,7 @@ class Desk:
                 raise
             self.left = True
             self._server.stop_listening()  # before the other end hears that we are gone
+            await asyncio.to_thread(self._kit.store.clear)  # whatever happens now, nobody starts us again
             self.ended.set()
 
     async def _rate(self) -> float:
