@@ -12,7 +12,7 @@ from _report import note
 
 HERE = Path(__file__).resolve().parent
 BENCHES = ("failover_out", "failover_in", "failover_flows", "dead_path", "upgrade", "tcp", "tunnels", "pps", "rtt",
-           "idle", "startup", "restart", "modes")  # fmt: skip
+           "idle", "startup", "restart", "modes", "flood")  # fmt: skip
 
 
 def row(result: dict[str, object]) -> str:

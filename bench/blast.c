@@ -2,7 +2,8 @@
  * blast: the load and the stop-watches of the benches.  One mode per run, bounded in time and
  * count, one JSON object on stdout when it ends (SIGTERM and SIGINT end it early, with its report).
  *
- *     blast raw --interface IF [--dst MAC] [--size N] [--rate R] [--count N] [--seconds S] [--flows N]
+ *     blast raw --interface IF [--dst MAC] [--src MAC] [--head HEX] [--size N] [--rate R] [--count N] [--seconds S]
+ *               [--flows N]
  *     blast udp-send --to IP [--port P] [--size N] [--rate R] [--count N] [--seconds S]
  *     blast udp-recv [--port P] [--seconds S] [--idle-ms N] [--gap-ms N]
  *     blast pps-recv --interface IF [--seconds S]
@@ -12,8 +13,9 @@
  *     blast tcp-send --to IP [--port P] [--seconds S] [--mbit R]
  *     blast tcp-recv [--port P] [--seconds S] [--gap-ms N]
  *
- * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline, with `flows` UDP
- * datagrams of so many source ports in turn (at most 64) instead of an experimental type.  `udp-send`
+ * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline; --head is what follows
+ * the MACs, the EtherType first.  With --flows they are UDP datagrams of so many source ports in turn (at
+ * most 64).  `udp-send`
  * numbers and times its datagrams, `udp-recv` says which were lost, came twice or out of order
  * and when nothing came.  `ping` sends an ICMP echo every interval whether or not the last one was
  * answered; `rtt` waits for each answer of an `echo`.  Instants (`at`) are CLOCK_REALTIME seconds.
@@ -53,10 +55,10 @@ enum {
 static const uint64_t SECOND = 1000000000, MS = 1000000;
 
 static struct {
-    const char *to, *interface, *dst, *port;
+    const char *to, *interface, *dst, *src, *head, *port;
     uint64_t count, size, idle_ms, interval_us, flows;
     double seconds, rate, gap_ms, mbit;
-} arg = { .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .interval_us = 0 };
+} arg = { .head = "88b5" /* IEEE 802 local experimental */, .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .interval_us = 0 };
 
 static volatile sig_atomic_t stop;
 
@@ -203,12 +205,34 @@ static void udp_headers(uint8_t *frame, uint16_t port)
     frame[34] = (uint8_t)(port >> 8), frame[35] = (uint8_t)port, frame[37] = 9, frame[39] = 26;
 }
 
+static void read_mac(const char *text, uint8_t *mac)
+{
+    if (text && sscanf(text, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", mac, mac + 1, mac + 2, mac + 3, mac + 4, mac + 5) != 6) {
+        fprintf(stderr, "blast: %s is not a MAC address\n", text);
+        exit(2);
+    }
+}
+
+/* A frame as the arguments have it, from `source` unless they say otherwise. */
+static void write_frame(uint8_t *frame, const char *source)
+{
+    static const uint8_t nobody[6] = { 2, 0, 0, 0, 0, 0xfe };
+    memcpy(frame, nobody, 6);
+    memcpy(frame + 6, source, 6);
+    read_mac(arg.dst, frame);
+    read_mac(arg.src, frame + 6);
+    for (size_t i = 0; arg.head[i] && arg.head[i + 1] && 12 + i / 2 < arg.size; i += 2)
+        if (sscanf(arg.head + i, "%2hhx", frame + 12 + i / 2) != 1) {
+            fprintf(stderr, "blast: --head takes hexadecimal digits, not %s\n", arg.head);
+            exit(2);
+        }
+}
+
 static int raw(void)
 {
     need_interface();
     struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(arg.interface) };
     int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0), one = 1, space = 16 << 20;
-    unsigned mac[6] = { 2, 0, 0, 0, 0, 0xfe };
     struct ifreq r;
     memset(&r, 0, sizeof r);
     strncpy(r.ifr_name, arg.interface, IFNAMSIZ - 1);
@@ -216,16 +240,9 @@ static int raw(void)
         fail("%s", arg.interface);
     setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof one);
     setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &space, sizeof space);
-    if (arg.dst && sscanf(arg.dst, "%x:%x:%x:%x:%x:%x", mac, mac + 1, mac + 2, mac + 3, mac + 4, mac + 5) != 6) {
-        fprintf(stderr, "blast: %s is not a MAC address\n", arg.dst);
-        return 2;
-    }
     batch_of(arg.size);
     for (int i = 0; i < BATCH; i++) {
-        for (int b = 0; b < 6; b++)
-            buffer[i][b] = (uint8_t)mac[b];
-        memcpy(buffer[i] + 6, r.ifr_hwaddr.sa_data, 6);
-        buffer[i][12] = 0x88, buffer[i][13] = 0xb5;         /* IEEE 802 local experimental */
+        write_frame(buffer[i], r.ifr_hwaddr.sa_data);
         if (arg.flows)
             udp_headers(buffer[i], (uint16_t)(1000 + (uint64_t)i % arg.flows));
     }
@@ -655,7 +672,7 @@ static const struct { const char *name; int (*run)(void); } MODES[] = {
 int main(int argc, char **argv)
 {
     static const struct option known[] = {
-        { "to", 1, 0, 't' }, { "interface", 1, 0, 'i' }, { "dst", 1, 0, 'd' }, { "port", 1, 0, 'p' },
+        { "to", 1, 0, 't' }, { "interface", 1, 0, 'i' }, { "dst", 1, 0, 'd' }, { "src", 1, 0, 'a' }, { "head", 1, 0, 'h' }, { "port", 1, 0, 'p' },
         { "count", 1, 0, 'c' }, { "size", 1, 0, 's' }, { "idle-ms", 1, 0, 'I' }, { "interval-us", 1, 0, 'u' },
         { "flows", 1, 0, 'f' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
     struct sigaction action = { .sa_handler = on_signal };
@@ -665,6 +682,8 @@ int main(int argc, char **argv)
         case 't': arg.to = optarg; break;
         case 'i': arg.interface = optarg; break;
         case 'd': arg.dst = optarg; break;
+        case 'a': arg.src = optarg; break;
+        case 'h': arg.head = optarg; break;
         case 'p': arg.port = optarg; break;
         case 'c': arg.count = strtoull(optarg, NULL, 10); break;
         case 's': arg.size = strtoull(optarg, NULL, 10); break;

@@ -141,8 +141,8 @@ class Wire:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(path))  # waits for its turn: with a timeout set it would be told to come again
         self.sock.settimeout(30)
-        self.sock.connect(str(path))
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> "Wire":

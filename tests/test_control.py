@@ -385,6 +385,18 @@ def test_client_does_not_wait_for_ever_for_a_daemon_that_hangs() -> None:
             client.request("ping")
 
 
+def test_client_waits_in_line_behind_many_others() -> None:
+    with tempfile.TemporaryDirectory(prefix="ub") as directory, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{directory}/s")
+        server.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(f"{directory}/s")
+            with pytest.raises(ControlError, match="temporarily unavailable"):
+                Client(f"{directory}/s", timeout=0.05)
+            threading.Timer(0.1, lambda: server.accept()[0].close()).start()
+            Client(f"{directory}/s", timeout=30).close()
+
+
 def test_client_tells_when_the_daemon_ends_without_an_answer() -> None:
     with tempfile.TemporaryDirectory(prefix="ub") as directory, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{directory}/s")

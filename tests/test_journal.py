@@ -255,6 +255,28 @@ def test_empty_directories_are_removed_and_others_kept(root: Path, monkeypatch: 
     assert not root.exists()
 
 
+def test_what_everybody_may_read_is_written_through_no_link(root: Path) -> None:
+    victim = root.with_name("victim")
+    victim.write_text("precious")
+    path = paths.make_runtime_dir() / "proc" / "net" / "bonding" / "bond0"
+    old = os.umask(0)
+    try:
+        paths.write_for_all(path, "one")
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.parent.stat().st_mode & 0o777 == 0o755
+        path.unlink()
+        path.symlink_to(victim)
+        path.with_name(".bond0.new").symlink_to(victim)
+        paths.write_for_all(path, "two")
+    finally:
+        os.umask(old)
+    assert (path.read_text(), path.is_symlink(), victim.read_text()) == ("two", False, "precious")
+    path.parent.chmod(0o777)
+    with pytest.raises(paths.RuntimeDirError):
+        paths.write_for_all(path, "three")
+    assert path.read_text() == "two"
+
+
 def test_a_bond_runs_for_as_long_as_its_lock_is_held(root: Path) -> None:
     paths.make_runtime_dir()
     assert (paths.running("bond0"), paths.bonds()) == (False, [])

@@ -335,11 +335,7 @@ class Desk:
         self._proc = text
         path = paths.proc_path(self.files)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = paths.fresh(path)
-            fresh.write_text(text)
-            fresh.chmod(0o644)
-            fresh.rename(path)
+            paths.write_for_all(path, text)
         except OSError as error:
             log.warning("%s: %s could not be written: %s", self.files, path, error)
 

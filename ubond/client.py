@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno as E
 import json
 import socket
+import time
 from types import TracebackType
 from typing import Any
 
@@ -43,7 +44,7 @@ class Client:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         try:
-            sock.connect(path)
+            _connect(sock, path, time.monotonic() + timeout)
         except OSError as error:
             sock.close()
             raise _cannot_connect(error, path) from None
@@ -134,6 +135,16 @@ def _message(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise _nonsense()
     return message
+
+
+def _connect(sock: socket.socket, path: str, end: float) -> None:
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:  # others stand in line before us, more than the kernel lets wait
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _cannot_connect(error: OSError, path: str) -> ControlError:

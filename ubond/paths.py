@@ -93,6 +93,23 @@ def check_directory(directory: Path, fd: int | None = None) -> None:
         raise RuntimeDirError(errno.EPERM, f"{directory} can be written to by others; chmod 755 it")
 
 
+def write_for_all(path: Path, text: str) -> None:
+    """Make `path`, below the runtime directory, a file with this text that everybody may read; OSError.
+
+    What is in its place is replaced, not written to, whatever the process's umask.
+    """
+    for each in reversed(path.relative_to(runtime_dir()).parents[:-1]):
+        directory = runtime_dir() / each
+        directory.mkdir(mode=0o755, exist_ok=True)
+        check_directory(directory)
+    new = fresh(path)
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC), "w") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+    new.rename(path)
+
+
 def remove_empty_dirs() -> None:
     """Remove the directories of this namespace in which nothing is left."""
     directory, root = runtime_dir(), root_dir()
