@@ -2,7 +2,7 @@
  * The frame path under a fuzzer: the very C that Cython makes of ubond/_fastpath.pyx, with a kernel
  * of the fuzzer's own making in place of the real one.
  *
- *     UBOND_FUZZ=frames|tags|tunnels|worker  harness ...
+ *     UBOND_FUZZ=frames|evidence|tags|tunnels|worker  harness ...
  *
  * Built with clang's libFuzzer to search, or with -DREPLAY by any compiler to run files once more;
  * with AddressSanitizer in both.  Bytes beyond a frame's end are poisoned, so that a read of one
@@ -73,12 +73,14 @@ static int kernel_clock_gettime(clockid_t clock, struct timespec *now);
 #define segment_(name) __pyx_f_5ubond_8_segment_##name
 #define worker_(name) __pyx_f_5ubond_9_fastpath_##name
 #define state_(name) __pyx_e_5ubond_6_state_##name
+#define see __pyx_f_5ubond_9_evidence_see
 #define xmit_hash __pyx_f_5ubond_5_hash_xmit_hash
 #define vnet_put_tag_back __pyx_f_5ubond_5_vnet_vnet_put_tag_back
 typedef struct __pyx_t_5ubond_6_state_fp_worker fp_worker;
 typedef struct __pyx_t_5ubond_6_state_fp_shared fp_shared;
 typedef struct __pyx_t_5ubond_6_state_fp_port fp_port;
 typedef struct __pyx_t_5ubond_6_state_fp_table fp_table;
+typedef struct __pyx_t_5ubond_6_state_fp_watch fp_watch;
 typedef struct __pyx_t_5ubond_8_segment_fp_cut fp_cut;
 
 enum {
@@ -129,6 +131,31 @@ static void fuzz_frames(const uint8_t *data, size_t size)
     for (int policy = 0; policy < POLICIES; policy++)
         CHECK(xmit_hash(frame, size, policy) == xmit_hash(frame, size, policy));
     CHECK(xmit_hash(frame, size, 99) == xmit_hash(frame, size, 0));
+    free(frame);
+}
+
+/* ── evidence: what a received frame shows to the ARP and NS monitor ───────────────── */
+
+static void fuzz_evidence(const uint8_t *data, size_t size)
+{
+    fp_watch watch = { .on = 1, .n_target4 = 2, .n_target6 = 2, .n_own4 = 2, .n_own6 = 2 };
+    const struct { void *to; size_t size; } parts[] = {
+        { watch.target4, 8 }, { watch.own4, 8 }, { watch.target6, 32 }, { watch.own6, 32 }, { watch.mac, 6 },
+    };
+    int64_t stamp[state_(STAMPS)] = { 0 };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (size < parts[i].size)
+            return;
+        memcpy(parts[i].to, data, parts[i].size);
+        data += parts[i].size;
+        size -= parts[i].size;
+    }
+    if (size < 14)
+        return;
+    uint8_t *frame = exactly(data, size);
+    see(stamp, &watch, 0, frame, size, 7);
+    for (int i = 0; i < state_(STAMPS); i++)
+        CHECK(stamp[i] == 0 || stamp[i] == 7);
     free(frame);
 }
 
@@ -476,6 +503,8 @@ static void publish(void)
     t->can_transmit = byte();
     t->receives = byte();
     t->address[0] = 2;
+    t->watch.on = flags >> 6 & 1;
+    t->watch.n_target4 = t->watch.n_target6 = t->watch.n_own4 = t->watch.n_own6 = 1;
     run.ordered = run.ordered && t->spread == state_(SINGLE) && !t->queue_slave[1];
     if (run.n_old == 256)
         free_passed();
@@ -601,6 +630,7 @@ static const struct {
     void (*run)(const uint8_t *data, size_t size);
 } targets[] = {
     { "frames", fuzz_frames },
+    { "evidence", fuzz_evidence },
     { "tags", fuzz_tags },
     { "tunnels", fuzz_tunnels },
     { "worker", fuzz_worker },
@@ -616,7 +646,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         if (wanted && !strcmp(wanted, targets[i].name))
             target = targets[i].run;
     if (!target) {
-        fputs("UBOND_FUZZ must name a target: frames, tags, tunnels or worker\n", stderr);
+        fputs("UBOND_FUZZ must name a target: frames, evidence, tags, tunnels or worker\n", stderr);
         exit(2);
     }
     return 0;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("harness.c")
-TARGETS = ("frames", "tags", "tunnels", "worker")
+TARGETS = ("frames", "evidence", "tags", "tunnels", "worker")
 FLAGS = (
     "-g", "-O1", "-fno-strict-aliasing", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined",
     "-Wall", "-Wno-unused-function", "-Wno-unused-variable",

@@ -30,7 +30,7 @@ FOUND = BUILD / "found"
 #: An input that takes this many seconds is a hang.
 TOO_LONG = 20
 #: Inputs stay this short: what a parser does wrong shows in a few headers.
-LENGTHS = {"worker": 4096, "tunnels": 512, "frames": 512, "tags": 512}
+LENGTHS = {"worker": 4096, "tunnels": 512, "frames": 512, "evidence": 512, "tags": 512}
 
 
 @dataclass(frozen=True)

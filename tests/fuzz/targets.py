@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ubond import config, messages, wire
+from ubond.bond.core import Memory
+from ubond.bond.document import DocumentError, thaw
 from ubond.bond.enslave import read_mark, write_mark
 from ubond.bond.events import Held
 from ubond.bond.options import OPTIONS, OptionError, find
@@ -190,6 +192,16 @@ def check_held(held: Held) -> None:
     assert all(type(name) is str for name, _, _ in held.features)
 
 
+def documents(data: bytes) -> None:
+    """What one process writes of a bond for the next: DocumentError or a bond."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    with contextlib.suppress(DocumentError):
+        assert type(thaw(Memory, content, random_mac=lambda: wire.MacAddr(b"\2\0\0\0\0\1"))) is Memory
+
+
 def marks(data: bytes) -> None:
     """The alias of an interface: no mark, or one that names a bond and an MTU that there can be."""
     alias = text_of(data)
@@ -219,6 +231,7 @@ TARGETS: dict[str, Callable[[bytes], Any]] = {
     "py-shells": shells,
     "py-trees": trees,
     "py-journals": journals,
+    "py-documents": documents,
     "py-marks": marks,
     "py-options": options,
 }
