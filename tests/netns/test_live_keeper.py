@@ -359,14 +359,6 @@ def test_died_at_every_step_of_a_release(world: World, tmp_path: Path) -> None:
     assert dies_at_every_change(world, tmp_path / "report", act, every=2) > 10
 
 
-def test_died_at_every_step_of_a_failover_that_moves_macs(world: World, tmp_path: Path) -> None:
-    def act(bond: Bond) -> None:
-        world.pull("eth1")
-        wait_until(lambda: world.host.mac("eth2") == str(bond.mac) or not answers(bond), what="the MACs move")
-
-    assert dies_at_every_change(world, tmp_path / "report", act) >= 2
-
-
 def test_died_at_every_step_of_a_change_of_mtu(world: World, tmp_path: Path) -> None:
     def act(bond: Bond) -> None:
         world.host.ip("link", "set", "bond0", "mtu", "1400")
