@@ -248,7 +248,7 @@ enum {
     TAP_EVENT = __pyx_e_5ubond_9_fastpath_TAP_EVENT,
     KICK_EVENT = __pyx_e_5ubond_9_fastpath_KICK_EVENT,
     TIMER_EVENT = __pyx_e_5ubond_9_fastpath_TIMER_EVENT,
-    SPREADS = 2,
+    SPREADS = 3,                /* not BROADCAST: the accounts here know one copy of a frame */
 };
 
 static struct {
