@@ -168,7 +168,7 @@ def test_a_slave_name_that_cannot_be(world: World) -> None:
         (["--packets-per-slave", "3"], "packets_per_slave"),
         (["--lacp-rate", "fast"], "lacp_rate"),
         (["--mode", "802.3ad"], "802.3ad"),
-        (["--arp-interval", "100"], "arp_interval"),
+        (["--arp-ip-target", "nowhere"], "arp_ip_target"),
         (["--updelay", "100", "--miimon", "0"], "as MII monitoring is disabled"),
         (["-o", "eth9.prio=1"], "eth9"),
         (["-o", "eth1.prio=high"], "prio"),
