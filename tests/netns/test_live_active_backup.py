@@ -16,6 +16,7 @@ from tests.netns.world import (
     Bond,
     Sniffer,
     World,
+    assert_loaded,
     blast,
     finish,
     start_receiver,
@@ -198,9 +199,8 @@ def test_nothing_is_lost_when_the_active_link_is_pulled_under_load(world: World)
         failovers = bond.ask("history")["history"]
         counted = {nic: bond.counters(nic) for nic in bond.slaves}
     # Guards: the generator kept its rate, the receiver's own queue dropped nothing, links changed.
-    assert sent["pps"] >= 0.95 * rate
+    assert_loaded(sent, received, rate)
     assert sent["failed"] == 0
-    assert received["overflow"] == 0
     assert len(set(carried)) == 2
     assert received["first"] == 0
     assert received["last"] == sent["sent"] - 1

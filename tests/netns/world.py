@@ -50,6 +50,10 @@ class WorldError(AssertionError):
     """Something in a world is not, or does not become, what a test needs."""
 
 
+class LoadError(WorldError):
+    """The load was not what it should be: what a test saw under it does not count, and it is run again."""
+
+
 def wait_until(true: Callable[[], Any], seconds: float = 8.0, what: str = "") -> Any:
     """Return what `true()` returns once it is true; WorldError if not within so many `seconds`, or as that is there."""
     seconds *= kind().patience
@@ -724,3 +728,11 @@ def finish(process: subprocess.Popen[str], seconds: float = 30) -> dict[str, Any
         raise WorldError(f"blast: exit {process.returncode}: {err}")
     report: dict[str, Any] = json.loads(out)
     return report
+
+
+def assert_loaded(sent: dict[str, Any], received: dict[str, Any], rate: float) -> None:
+    """LoadError unless the sender kept 95 % of its rate and the receiver's own queue dropped nothing."""
+    if sent["pps"] < 0.95 * rate:
+        raise LoadError(f"the generator sent {sent['pps']:.0f} of {rate:.0f} a second")
+    if received["overflow"]:
+        raise LoadError(f"the receiver's own queue overflowed ({received['overflow']})")
