@@ -1,6 +1,9 @@
 """Hours of mixed traffic, pulled cables, changed options, other hands and floods; then the books must balance.
 
-    python tests/soak/soak.py [--time SECONDS] [--seed N] [--round SECONDS]
+    python tests/soak/soak.py [--time SECONDS] [--seed N] [--round SECONDS] [--one-life]
+
+The daemon is also killed and upgraded on the way; with --one-life it is not, and runs in the
+foreground, so that what it writes is read and its memory is that of the whole time.
 
 One JSON line for every step and round, at the end one line of verdict.  What is done, and in which
 order, follows from the seed alone.  The first round whose books do not balance ends it with exit
@@ -52,6 +55,8 @@ GROWTH_KIB = 6 * 1024
 HELPERS = 8
 #: Seconds within which the same change by other hands, again and again, is a fight (docs/reliability.md), and some.
 FIGHT = 15.0
+#: Deaths within a minute after which a keeper gives up are five; the soak stays below.
+DEATHS_A_MINUTE = 3
 
 
 class Broken(Exception):
@@ -136,8 +141,10 @@ def _assignment(option: str, value: str, slave: str = "") -> dict[str, str]:
 class Soak:
     """One world, one bond, and what is done to them."""
 
-    def __init__(self, world: World, seed: int, say: Callable[[dict[str, Any]], None]) -> None:
-        self.world, self.say = world, say
+    def __init__(
+        self, world: World, seed: int, say: Callable[[dict[str, Any]], None], *, one_life: bool = False
+    ) -> None:
+        self.world, self.say, self.one_life = world, say, one_life
         self.choice = random.Random(seed)
         self.bond = Bond(world, "bond0")
         with inside(world.host.name):
@@ -148,9 +155,13 @@ class Soak:
         self.totals = Tally(), Tally()
         self.named: tuple[dict[str, int], dict[str, int]] = ({}, {})
         self.measured: list[dict[str, int]] = []
+        """After each round, since the process began."""
+        self.rounds = 0
         self.membership = False
         self.replaced = False
+        self.killed = False
         self.pid = 0
+        self._deaths: list[float] = []
         self._themes: list[str] = []
         self._meddled: dict[tuple[str | None, str], list[float]] = {}
 
@@ -159,6 +170,14 @@ class Soak:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The bond, and everybody's neighbours known."""
+        if not self.one_life:
+            # Upgrades are for bonds in the background.
+            with self.world.bond(*NICS, "--miimon", "50") as self.bond:
+                self.pid = self.bond.pid
+                self._know_each_other()
+                yield
+                self.world.ubond("down", "bond0")
+            return
         host = self.world.host
         with tempfile.TemporaryFile("w+") as errors:
             daemon = subprocess.Popen(
@@ -344,13 +363,46 @@ class Soak:
                 client.close()
         return {"refused": refused}
 
+    def die(self) -> dict[str, Any] | None:
+        """kill -9: the keeper starts another.  Counters since the last document are lost: a new page."""
+        now = time.monotonic()
+        if len([at for at in self._deaths if now - at < 60]) >= DEATHS_A_MINUTE:
+            return None
+        self._deaths.append(now)
+        self.killed = self.membership = True
+        os.kill(self.pid, signal.SIGKILL)
+        wait_until(lambda: self._restarts() == len(self._deaths), 15, "the successor")
+        self._another()
+        return {"pid": self.pid}
+
+    def upgrade(self) -> dict[str, Any]:
+        """Another process goes on, and not a frame may miss in the books."""
+        self.world.ubond("upgrade", "bond0")
+        self._another()
+        return {"pid": self.pid}
+
+    def _restarts(self) -> int:
+        return int(self.bond.ours["restarts"])
+
+    def _another(self) -> None:
+        """Another process serves."""
+        if self.bond.pid == self.pid:
+            raise Broken(f"it is still process {self.pid}")
+        self.pid, self.measured = self.bond.pid, []
+        for nic in NICS:
+            self.bond.wait_link(nic, "UP")
+
     #: What the rounds are about; one after the other, in an order that the seed chooses.
     THEMES: Mapping[str, Mapping[str, int]] = {
         "links": {"pull": 6, "option": 4, "freeze": 2, "crowd": 1},
         "members": {"leave_and_join": 6, "rename": 2, "pull": 2, "option": 2, "freeze": 1},
         "hands": {"meddle": 6, "rename": 2, "mtu": 2, "option": 2, "crowd": 1},
         "all": {"vanish": 4, "pull": 3, "leave_and_join": 3, "meddle": 3, "rename": 1, "option": 3, "freeze": 1},
+        "upgrades": {"upgrade": 4, "pull": 3, "option": 3, "freeze": 1, "crowd": 1},
+        "deaths": {"die": 3, "upgrade": 1, "pull": 3, "leave_and_join": 2, "option": 2},
     }
+    #: What needs a daemon that may be another one afterwards.
+    SUCCESSIONS = frozenset({"upgrades", "deaths"})
 
     def step(self, theme: str) -> None:
         kinds = self.THEMES[theme]
@@ -363,7 +415,7 @@ class Soak:
 
     def theme(self) -> str:
         if not self._themes:
-            self._themes = list(self.THEMES)
+            self._themes = [theme for theme in self.THEMES if not (self.one_life and theme in self.SUCCESSIONS)]
             self.choice.shuffle(self._themes)
         return self._themes.pop()
 
@@ -420,7 +472,8 @@ class Soak:
     def round(self, number: int, seconds: float) -> None:
         if number and number % 4 == 0:
             self.change_mode()
-        self.steps, self.membership, self.replaced = [], False, False
+        self.steps, self.membership, self.replaced, self.killed = [], False, False, False
+        self.rounds += 1
         theme = self.theme()
         tcp = bool(number % 2)
         before = self.books()
@@ -437,7 +490,7 @@ class Soak:
         growth = Growth(before, self.books(), NICS)
         exact_in = not tcp and not self.membership
         end = time.monotonic() + 15
-        while growth.mistakes(exact_in=exact_in) and time.monotonic() < end:
+        while not self.killed and growth.mistakes(exact_in=exact_in) and time.monotonic() < end:
             time.sleep(0.5)     # a frame may have passed between two readings; what is lost stays lost
             growth = Growth(before, self.books(), NICS)
         self._judge(number, growth, out, into, rest, exact_in=exact_in,
@@ -448,8 +501,9 @@ class Soak:
         about: dict[str, Any],
     ) -> None:  # fmt: skip
         faults: list[str] = []
-        named = ({}, {}) if self.replaced else (growth.named_out(), growth.named_in())
-        if not self.replaced:
+        closed = not (self.replaced or self.killed)
+        named = (growth.named_out(), growth.named_in()) if closed else ({}, {})
+        if closed:
             faults += growth.mistakes(exact_in=exact_in)
             for way, tally, lost in (("out", out, named[0]), ("in", into, named[1])):
                 if tally.offered - tally.delivered > sum(lost.values()):
@@ -461,7 +515,7 @@ class Soak:
         bystander = growth.kernel("host", BYSTANDER, "tx_packets", "tx_dropped", "tx_errors")
         if bystander:
             faults.append(f"{bystander} frames were sent on {BYSTANDER}, which is no slave")
-        if self.bond.pid != self.pid:
+        if self.bond.pid != self.pid or self._restarts() != len(self._deaths):
             faults.append("it is another process")
         faults += self._resources()
         for total, tally, known, lost in zip(self.totals, (out, into), self.named, named, strict=True):
@@ -473,7 +527,7 @@ class Soak:
         self.say({
             "round": number, **about, "mode": self.mode, "steps": len(self.steps),
             "out": vars(out), "in": vars(into), "named_out": named[0], "named_in": named[1],
-            "books": not self.replaced,
+            "books": closed,
             "control_frames": growth.nics("tx_packets", "tx_dropped") - growth.slaves("tx_frames"),
             **self.measured[-1], "faults": faults,
         })  # fmt: skip
@@ -481,7 +535,7 @@ class Soak:
             raise Broken(f"round {number}: {'; '.join(faults)}")
 
     def _resources(self) -> list[str]:
-        """What grows that should not; the first two rounds warm up."""
+        """What grows that should not; the first two rounds of a process warm up."""
         self.measured.append(resources(self.pid))
         if len(self.measured) < 3:
             return []
@@ -500,7 +554,7 @@ class Soak:
         out, into = self.totals
         return {
             "verdict": "broken" if fault else "sound", "fault": fault, "seconds": round(took),
-            "rounds": len(self.measured), "steps": sum(self.counts.values()), "kinds": self.counts,
+            "rounds": self.rounds, "steps": sum(self.counts.values()), "kinds": self.counts,
             "offered": [out.offered, into.offered], "delivered": [out.delivered, into.delivered],
             "share_of_rate": round((out.offered + into.offered) / max(1, out.planned + into.planned), 3),
             "named": list(self.named), "first": self.measured[0] if self.measured else {},
@@ -518,7 +572,9 @@ def lasting(world: World) -> dict[str, Any]:
     return picture
 
 
-def soak(seconds: float, seed: int, round_seconds: float, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def soak(
+    seconds: float, seed: int, round_seconds: float, say: Callable[[dict[str, Any]], None], *, one_life: bool = False
+) -> dict[str, Any]:
     """Run it; return the verdict, which has been said too."""
     with World(len(NICS) + 1) as world:
         # Its own stack has nothing to say: no reports of groups, no answers for the bond's address.
@@ -527,7 +583,7 @@ def soak(seconds: float, seed: int, round_seconds: float, say: Callable[[dict[st
         for nic in (*NICS, BYSTANDER):
             world.wait_forwarding(nic)
         picture = lasting(world)
-        it, begin, fault = Soak(world, seed, say), time.monotonic(), ""
+        it, begin, fault = Soak(world, seed, say, one_life=one_life), time.monotonic(), ""
         try:
             with it.running():
                 number = 0
@@ -549,6 +605,7 @@ def main() -> int:
     parser.add_argument("--time", type=float, default=600, help="seconds")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--round", type=float, default=10, help="seconds between two looks at the books")
+    parser.add_argument("--one-life", action="store_true", help="neither kill nor upgrade the daemon")
     given = parser.parse_args()
     begin = time.monotonic()
 
@@ -556,7 +613,7 @@ def main() -> int:
         print(json.dumps({"at": round(time.monotonic() - begin, 2), **entry}), flush=True)
 
     say({"seed": given.seed, "time": given.time})
-    return 1 if soak(given.time, given.seed, given.round, say)["fault"] else 0
+    return 1 if soak(given.time, given.seed, given.round, say, one_life=given.one_life)["fault"] else 0
 
 
 if __name__ == "__main__":

@@ -13,14 +13,19 @@ from tests.soak.ledger import Books, Growth
 pytestmark = pytest.mark.netns
 
 
-def test_twenty_seconds_of_everything() -> None:
+@pytest.mark.parametrize("one_life", [True, False], ids=["in one life", "in many"])
+def test_twenty_seconds_of_everything(one_life: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not one_life:
+        successions = {name: soak.Soak.THEMES[name] for name in soak.Soak.SUCCESSIONS}
+        monkeypatch.setattr(soak.Soak, "THEMES", successions)
     said: list[dict[str, Any]] = []
-    verdict = soak.soak(20, 1, 8, said.append)
+    verdict = soak.soak(20, 1, 8, said.append, one_life=one_life)
     assert not verdict["fault"], json.dumps(said[-8:], indent=1)
     assert verdict["rounds"] >= 2
     assert verdict["steps"] >= 4
     assert min(verdict["delivered"]) > 1000
     assert any(entry.get("books") for entry in said)
+    assert one_life or verdict["kinds"].keys() & {"die", "upgrade"}
 
 
 def test_ten_seconds_of_adding_and_removing() -> None:
