@@ -37,7 +37,8 @@ test:
 
 kills:
 	@tools/prepare test
-	@UBOND_KILL_WAYS=all $(WORLD) $(PYTHON) -m pytest tests/netns/test_live_kills.py
+	@UBOND_KILL_WAYS=all $(WORLD) $(PYTHON) -m pytest tests/netns/test_live_kills.py tests/netns/test_live_keeper.py \
+		-k "killed_at or died_at"
 
 guest:
 	@tools/prepare guest

@@ -229,6 +229,7 @@ class Desk:
     async def open(self, listening: socket.socket | None = None) -> None:
         """Begin to talk to clients; `listening`: on a socket that another process has made."""
         self.service.on_change = self.changed
+        self.service.on_release = self._keep
         self.service.on_news = self._server.publish
         self.service.on_rename = self._renamed
         self._write_proc()
@@ -282,7 +283,7 @@ class Desk:
             self._keeping = asyncio.get_running_loop().call_later(wait, self._keep)
 
     def _stop_keeping(self) -> None:
-        self.service.on_change = lambda: None
+        self.service.on_change = self.service.on_release = lambda: None
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = None
@@ -492,8 +493,7 @@ async def adopt(
         await desk.open(listening)
         stack.push_async_callback(desk.close)
         desk.changed()
-        held = {one.index for one in journal.load()}
-        service.reconcile(held)
+        await service.reconcile(journal.load() if line is None else None)
         slaves = {slave.index for slave in service.snapshot().slaves}
         await give_back_all(netlink, doors.journal, service.name, but=slaves)
         if line is not None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 
@@ -33,6 +33,8 @@ from ubond.bond.events import (
     Enslaved,
     EnslaveRequested,
     Event,
+    Forget,
+    Held,
     Level,
     LinkDead,
     Listened,
@@ -40,6 +42,7 @@ from ubond.bond.events import (
     OptionWritten,
     PublishTable,
     ReleaseRequested,
+    Resumed,
     SlaveChecked,
     SlaveGone,
     SlaveRenamed,
@@ -129,6 +132,8 @@ class Service:
         self._notes: list[str] | None = None
         self.gone = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
+        self.on_release: Callable[[], None] = lambda: None
+        """Called before a slave is given back: a successor must not take it for one any more."""
         self.on_news: Callable[[Mapping[str, object]], None] = lambda news: None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[_Transaction] = asyncio.Queue()
@@ -199,10 +204,11 @@ class Service:
         how = f"its daemon {death}" if death else "its daemon has ended"
         self._tell(Log(Level.ERROR if death else Level.INFO, f"{how}; started again (restart {self.restarts})"))
 
-    def reconcile(self, held: Container[int]) -> None:
+    async def reconcile(self, held: tuple[Held, ...] | None = None) -> None:
         """After another process: see what has become of the device and the slaves meanwhile.
 
-        `held`: indices of the interfaces that the journal holds.
+        `held`: what the journal holds, if that process may have ended in the middle of something; return
+        when that is done.
         """
         netlink = self.doors.netlink
         device = netlink.link(self.index)
@@ -219,6 +225,10 @@ class Service:
             for slave, link in slaves
             if link is None or slave.name not in self.doors.ports
         ))  # fmt: skip
+        if held is not None:
+            macs = {slave.name: link.mac for slave, link in slaves if link is not None and link.mac}
+            with contextlib.suppress(DoorError):  # it is told, and looked at again
+                await self.feed(Resumed(held, device.mac, macs, tuple(self.doors.ports)))
         for slave, link in slaves:
             if link is None or not self._has(slave.name):
                 continue
@@ -256,6 +266,8 @@ class Service:
         if quick and not self._table_waits():
             self._perform_at_once(transaction)
         else:
+            if any(isinstance(action, Forget) for action in transaction.actions):
+                self.on_release()
             self._under_way.append(transaction)
             self._queued += 1
             self._queue.put_nowait(transaction)

@@ -54,6 +54,7 @@ from ubond.bond.events import (
     PublishTable,
     ReleaseRequested,
     Remember,
+    Resumed,
     RoutesRead,
     SendFrames,
     SetBondCarrier,
@@ -267,6 +268,9 @@ class Bond:
                 self._returned(event, out)
             case SlaveChecked(facts, gated):
                 self._checked(facts, gated, now, out)
+            case Resumed():
+                self._forget_told()
+                membership.resume(state, event, out)
             case BondRenamed(name):
                 membership.rename_bond(state, name, out)
             case BondOpened():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ubond.bond.evidence import Sighting
@@ -229,6 +230,20 @@ class SlaveReturned:
     """An interface with the name of a slave that vanished is there."""
 
     facts: SlaveFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """This process goes on for one that ended, at any moment: what it had decided may not have been done.
+
+    `held`: what the journal holds; `mac`, `macs`: of the bond's device and the slaves as they are now;
+    `ports`: slaves whose sockets are open.
+    """
+
+    held: tuple[Held, ...]
+    mac: MacAddr | None
+    macs: Mapping[str, MacAddr]
+    ports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,7 +534,7 @@ Event = (
     BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead
     | OptionWritten | Woken | ActionFailed | BondRenamed | SlaveChecked | SlaveReturned
-    | RoutesRead | GatewaysRead | Listened
+    | RoutesRead | GatewaysRead | Listened | Resumed
 )  # fmt: skip
 
 Action = (

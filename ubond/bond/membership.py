@@ -14,8 +14,10 @@ from ubond.bond.events import (
     Held,
     Level,
     Remember,
+    Resumed,
     SetBondMac,
     SetSlaveAlias,
+    SetSlaveMac,
     SlaveFacts,
 )
 from ubond.bond.options import FailOverMac, Mode
@@ -241,3 +243,25 @@ def _mark_anew(state: State, slave: Slave, out: Transaction) -> None:
     if mark != held.alias_set:
         slave.held = replace(held, alias_set=mark)
         out.steps.extend([Remember(slave.held), SetSlaveAlias(slave.name, mark)])
+
+
+def resume(state: State, event: Resumed, out: Transaction) -> None:
+    """Do what was decided and may not have been done: journal and MACs as they should be, no socket too many."""
+    if not state.slaves and state.mac_kind is MacKind.STOLEN:
+        state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)  # whose it is was on its way in
+    elif event.mac is not None and event.mac == state.mac_before != state.mac:
+        out.moves.append(SetBondMac(state.mac))  # any other is somebody's wish
+    written = {held.index: held for held in event.held}
+    for slave in state.slaves:
+        before = written.get(slave.index, slave.held)
+        slave.held = replace(slave.held, ours=tuple(dict.fromkeys((*slave.held.ours, *before.ours))))
+        if slave.unwritten or slave.held != written.get(slave.index):
+            slave.unwritten = False
+            out.moves.append(Remember(slave.held))
+        mac = event.macs.get(slave.name, slave.mac)
+        if mac != slave.mac:
+            slave.mac_before = mac
+            out.moves.append(SetSlaveMac(slave.name, slave.mac))
+    if out.moves and state.slaves:
+        out.changed = "MACs were on their way"  # nobody may have been told where they are
+    out.steps.extend(ClosePort(name) for name in event.ports if state.find(name) is None)
