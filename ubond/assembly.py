@@ -87,6 +87,9 @@ class Desk:
         """Another process has the bond now."""
         self.handing_over = asyncio.Lock()
         """Held while it is being decided whether another process gets the bond."""
+        self.settled = asyncio.Event()
+        """What a process before has left undone is done; nobody may ask for changes until then."""
+        self.settled.set()
         self.notes: list[str] = []
         self._proc = ""
         self._keeping: asyncio.TimerHandle | None = None
@@ -124,21 +127,21 @@ class Desk:
         return Report(self.service.snapshot(), __version__, extra, slaves)
 
     async def set(self, assignments: Sequence[Assignment]) -> list[str]:
-        self._stay()
+        await self._stay()
         with self.service.notes() as notes:
             for slave, option, value in assignments:
                 await self.service.write(option, value, slave)
         return notes
 
     async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]:
-        self._stay()
+        await self._stay()
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.enslave(slave, take_addresses)
         return notes
 
     async def remove(self, slaves: Sequence[str]) -> list[str]:
-        self._stay()
+        await self._stay()
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.release(slave)
@@ -151,14 +154,14 @@ class Desk:
         return list(self.service.lines)
 
     async def down(self) -> None:
-        self._stay()
+        await self._stay()
         await self.service.shut()
         self.service.doors.tap.close()
         await asyncio.to_thread(self._kit.store.clear)
         self.ended.set()
 
     async def upgrade(self, line: socket.socket) -> None:
-        self._stay()
+        await self._stay()
         if self._kit.foreground:
             text = f"{self.files} runs in the foreground: whoever started it has to start it again"
             raise Refused(errno.EOPNOTSUPP, [text])
@@ -192,7 +195,9 @@ class Desk:
         await asyncio.sleep(_SAMPLE)
         return max(now - then for now, then in zip(frames(), before, strict=True)) / _SAMPLE
 
-    def _stay(self) -> None:
+    async def _stay(self) -> None:
+        """Return when slaves may be changed.  Refused if another process gets the bond."""
+        await self.settled.wait()
         if self.handing_over.locked() or self.left:
             raise Refused(errno.EBUSY, [f"{self.files} is being upgraded; try again in a moment"])
 
@@ -489,6 +494,7 @@ async def adopt(
         stack.push_async_callback(service.shut)
         if line is None:
             service.came_back(death)
+        desk.settled.clear()
         listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
         await desk.open(listening)
         stack.push_async_callback(desk.close)
@@ -496,6 +502,7 @@ async def adopt(
         await service.reconcile(journal.load() if line is None else None)
         slaves = {slave.index for slave in service.snapshot().slaves}
         await give_back_all(netlink, doors.journal, service.name, but=slaves)
+        desk.settled.set()
         if line is not None:
             service.say(f"goes on in process {os.getpid()} with ubond {__version__}, before {document.pid} with "
                         f"{document.ubond}; frames waited {waited:.1f} ms")  # fmt: skip
