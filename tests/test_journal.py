@@ -58,6 +58,13 @@ def test_remembering_again_replaces_the_record(journal: Journal) -> None:
     assert again(journal).load() == (changed,)
 
 
+def test_what_a_dead_process_had_half_written_goes_with_the_journal(journal: Journal) -> None:
+    journal.remember(ETH1)
+    paths.fresh(journal.path).write_bytes(b'{"vers')
+    again(journal).forget("eth1")
+    assert list(journal.path.parent.iterdir()) == []
+
+
 def test_what_was_moved_comes_along_when_a_slave_is_renamed(journal: Journal) -> None:
     journal.remember(ETH1)
     journal.remember_addresses("eth1", MOVED)

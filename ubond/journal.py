@@ -110,12 +110,14 @@ class Journal:
             os.unlink(old.name, dir_fd=directory)
 
     def remove(self) -> None:
-        """Remove the file: nothing is held any more."""
+        """Remove the file: nothing is held any more.  With it, one that a dead process had half written."""
         self._held, self._moved, self._loaded = {}, {}, True
         with self._directory(missing_ok=True) as directory:
-            if directory is not None:
+            if directory is None:
+                return
+            for name in (self.path.name, fresh(self.path).name):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path.name, dir_fd=directory)
+                    os.unlink(name, dir_fd=directory)
                     os.fsync(directory)
 
     # ── the file ─────────────────────────────────────────────────────────────────────
