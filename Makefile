@@ -10,7 +10,7 @@ WORLD = $(PYTHON) -m ubond.lab world --
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
 	@echo "make test    the whole test suite"
-	@echo "make kills   killed at every call that changes something, mended in each of three ways, and with a keeper (half an hour)"
+	@echo "make kills   killed at every call that changes something, mended in each of three ways, and with a keeper (long)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
 	@echo "make guest-core   the core's tests on emulated NICs (NIC=virtio or e1000; TESTS: files; hours)"
 	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (three minutes)"
