@@ -13,7 +13,7 @@ help:
 	@echo "make kills   killed at every call that changes something, mended in each of three ways, and with a keeper (long)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
 	@echo "make guest-core   the core's tests on emulated NICs (NIC=virtio or e1000; TESTS: files; hours)"
-	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (three minutes)"
+	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (minutes)"
 	@echo "make containers  podman containers with two capabilities (a minute)"
 	@echo "make containers-core  the core's tests in such containers"
 	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
@@ -51,7 +51,7 @@ guest-core:
 
 guest-short:
 	@tools/prepare guest
-	@$(PYTHON) tests/guest/core.py virtio,e1000 --jobs 2 -m short tests/netns/test_live_active_backup.py
+	@$(PYTHON) tests/guest/core.py virtio,e1000 -m short tests/netns/test_live_active_backup.py
 
 containers:
 	@tools/prepare containers

@@ -1,12 +1,14 @@
 """Worlds in a guest: the host's NICs are emulated ones with their own drivers, pytest runs in the guest beside them.
 
-The guest has pairs of NICs, near1 and far1, near2 and far2, ..., each pair on a wire of its own.  A near one is
-what a test knows as eth1, moved into the host's namespace; the far one goes where its cable ends.  Both leave by
-their driver being taken away and given back, as if pulled out of the slot and put in again, so a world finds new ones.
+The guest has pairs of NICs, virtio-1 and virtio-1f, virtio-2 and virtio-2f, ..., each on a wire of its own (core.py).
+The first is what a test knows as eth1, moved into the host's namespace; the other goes where its cable ends.  Both
+leave by their driver being taken away and given back, as if pulled out of the slot and put in again: a world finds
+new ones.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -53,10 +55,12 @@ class Emulated(Kind):
 
     def __init__(self) -> None:
         words = [line.split() for line in NICS.read_text().splitlines()]
-        self._slots = {name: Slot(name, mac) for _, mac, name in words}
+        self._world = os.environ["UBOND_WORLD"]
+        self._slots = {name: Slot(name, mac) for _, mac, name in words if name.startswith(f"{self._world}-")}
 
     def _pair(self, nic: str) -> tuple[Slot, Slot]:
-        return self._slots[f"near{nic[3:]}"], self._slots[f"far{nic[3:]}"]
+        near = f"{self._world}-{nic[3:]}"
+        return self._slots[near], self._slots[f"{near}f"]
 
     def cable(self, world: World, nic: str, index: int, other: Space, far: str) -> None:
         for slot, space, name in zip(self._pair(nic), (world.host, other), (nic, far), strict=True):

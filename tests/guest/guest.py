@@ -43,7 +43,8 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 #: QEMU's NIC model -> the Linux driver that finds it.
 DRIVERS = {"virtio-net-pci": "virtio_net", "e1000": "e1000", "e1000e": "e1000e", "vmxnet3": "vmxnet3",
            "rtl8139": "8139cp", "pcnet": "pcnet32", "ne2k_pci": "ne2k-pci"}  # fmt: skip
-BOOT_SECONDS, LIFE_SECONDS = 120.0, 900.0
+#: Bounds, so that nothing hangs.  A boot takes eight seconds on two idle cores, and many times that on busy ones.
+BOOT_SECONDS, SCRIPT_SECONDS, LIFE_SECONDS = 400.0, 240.0, 3600.0
 
 
 class GuestError(Exception):
@@ -113,7 +114,7 @@ class Job:
     def stderr(self) -> str:
         return self._read("stderr")
 
-    def wait_for(self, text: str, timeout: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout: float = SCRIPT_SECONDS) -> None:
         """Return when `text` is in stdout; GuestError if the script ends without it or `timeout` seconds pass."""
         end = time.monotonic() + timeout
         while text not in self.stdout:
@@ -122,7 +123,7 @@ class Job:
             if time.monotonic() > end:
                 raise self._guest.failed(f"{text!r} was not said within {timeout:g} s\n{self.stdout}{self.stderr}")
 
-    def wait(self, timeout: float = 60.0) -> Result:
+    def wait(self, timeout: float = SCRIPT_SECONDS) -> Result:
         """Return when it has ended; GuestError after `timeout` seconds, or when the guest ended first.
 
         After that error the guest is closed: what still ran in it is gone.
@@ -148,9 +149,12 @@ class Guest:
     It ends after `lifetime` seconds whatever happens, and soon after its maker's end if that was killed.
     """
 
-    def __init__(self, nics: Sequence[Nic] = (), *, memory: int = 1024, cpus: int = 2,
+    def __init__(self, nics: Sequence[Nic] = (), *, memory: int = 1024, cpus: int = 1,
                  lifetime: float = LIFE_SECONDS) -> None:
-        """`memory` in MiB.  Nothing is started yet."""
+        """`memory` in MiB; two emulated `cpus` wait for each other, and on a busy machine get nowhere.
+
+        Nothing is started yet.
+        """
         self.nics = tuple(nics)
         self._memory, self._cpus, self._lifetime = memory, cpus, lifetime
         self._jobs: dict[int, Job] = {}
@@ -174,7 +178,8 @@ class Guest:
 
     # ── what it is for ───────────────────────────────────────────────────────────────────
 
-    def run(self, script: str, *, timeout: float = 60.0, files: Mapping[str, str | bytes] | None = None) -> Result:
+    def run(self, script: str, *, timeout: float = SCRIPT_SECONDS,
+            files: Mapping[str, str | bytes] | None = None) -> Result:
         """Run a script to its end; see `start`.  GuestError when it takes longer than `timeout` seconds."""
         return self.start(script, files=files).wait(timeout)
 
@@ -399,7 +404,7 @@ class Guest:
                 nic.wire.here.unlink(missing_ok=True)
 
 
-def run(script: str, *, nics: Sequence[Nic] = (), timeout: float = 60.0,
+def run(script: str, *, nics: Sequence[Nic] = (), timeout: float = SCRIPT_SECONDS,
         files: Mapping[str, str | bytes] | None = None) -> Result:
     """Boot a guest for one script."""
     with Guest(nics, lifetime=timeout + BOOT_SECONDS) as guest:

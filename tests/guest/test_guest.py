@@ -8,37 +8,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guest import Between, Guest, GuestError, Nic
+from talk import ANSWERED, PEER, active_slave, assert_transfers, bond_status, wait_for
 
 pytestmark = pytest.mark.guest
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("virtio-net-pci", "e1000")
 
-PEER = """
-ip netns add peer
-ip link set peer netns peer
-ip -n peer link set peer up
-ip -n peer addr add 192.0.2.1/24 dev peer
-"""
-#: Until the bond has an active slave again that carries frames.
-ANSWERED = "for _ in $(seq 50); do ping -c 1 -W 1 192.0.2.1 >/dev/null && break; done"
-
-
 def guest_with(model: str) -> Guest:
     return Guest([Nic("eth1", model), Nic("eth2", model), Nic("peer")])
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +37,6 @@ def bonded(request: pytest.FixtureRequest) -> Iterator[Guest]:
     with guest_with(request.param) as guest:
         guest.run(f"{PEER}\nubond up bond0 eth1 eth2 --address 192.0.2.10/24\n{ANSWERED}", timeout=120).check()
         yield guest
-
-
-def bond_status(guest: Guest) -> str:
-    """What /proc/net/bonding/bond0 would say.  `ubond status` takes seconds to start in an emulated machine."""
-    return guest.run("cat /run/ubond/proc/net/bonding/bond0").check()
-
-
-def active_slave(guest: Guest) -> str:
-    return bond_status(guest).partition("Currently Active Slave: ")[2].partition("\n")[0]
 
 
 def test_output_code_and_files_come_back(plain: Guest) -> None:
@@ -134,28 +108,7 @@ def test_vlan_with_frames_of_full_size(bonded: Guest) -> None:
 
 
 def test_tcp_arrives_whole_both_ways(bonded: Guest) -> None:
-    transfer = """
-        import hashlib, os, socket, sys
-        data = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(1 << 17))     # 4 MiB
-        if sys.argv[1] == "serve":
-            with socket.create_server(("192.0.2.1", 9001)) as server:
-                print("listening", flush=True)
-                one, _ = server.accept()
-                with one:
-                    got = b"".join(iter(lambda: one.recv(1 << 16), b""))
-                    one.sendall(got)
-        else:
-            with socket.create_connection(("192.0.2.1", 9001)) as one:
-                one.sendall(data)
-                one.shutdown(socket.SHUT_WR)
-                got = b"".join(iter(lambda: one.recv(1 << 16), b""))
-            print("same" if got == data else f"{len(got)} of {len(data)} bytes, or others")
-        """
-    program = "\n".join(line[8:] for line in transfer.strip("\n").splitlines())
-    server = bonded.start("exec ip netns exec peer python transfer.py serve", files={"transfer.py": program})
-    server.wait_for("listening")
-    said = bonded.run("exec python transfer.py ask", files={"transfer.py": program}, timeout=120)
-    assert said.stdout == "same\n", said
+    assert_transfers(bonded)
 
 
 def test_release_gives_the_nics_back_as_they_were(bonded: Guest) -> None:

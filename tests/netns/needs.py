@@ -18,8 +18,14 @@ LACKS: dict[str, dict[str, str]] = {
                        "(containers and users that have fewer are in test_podman.py)",
         "mounts": "mounting takes CAP_SYS_ADMIN (a container without /dev/net/tun is in test_podman.py)",
     },
-    "virtio": {},
-    "e1000": {},
+    "virtio": {
+        "segmentation": "virtio-net on one of QEMU's hubs segments nothing (TCP over such slaves is in test_guest.py)",
+        "indexes": "an emulated NIC's index is the kernel's choice",
+    },
+    "e1000": {
+        "segmentation": "e1000 segments TCP over IPv4 and nothing else (TCP over such slaves is in test_guest.py)",
+        "indexes": "an emulated NIC's index is the kernel's choice",
+    },
 }  # fmt: skip
 
 

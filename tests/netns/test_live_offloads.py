@@ -12,7 +12,7 @@ import pytest
 from tests.netns.test_live_traffic import features, tcp, udp_echo
 from tests.netns.world import HOST4, HOST6, PEER4, PEER6, Space, World, wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.needs("segmentation")]
 
 SIZE = 2 << 20
 

@@ -119,6 +119,7 @@ def udp_echo(sender: Space, receiver: Space, address: str, sizes: list[int], seg
 # ── TCP and UDP ──────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.needs("segmentation")
 def test_tcp_passes_whole_in_both_directions_and_in_frames_beyond_the_mtu(world: World, bond: Bond) -> None:
     host, peer = world.host, world.peer
     for there, back in ((PEER4, HOST4), (PEER6, HOST6)):
@@ -142,6 +143,7 @@ def test_udp_of_every_size_in_both_directions(world: World, bond: Bond) -> None:
         udp_echo(world.peer, world.host, address, sizes)
 
 
+@pytest.mark.needs("segmentation")
 def test_segmented_udp_passes_in_both_directions(world: World, bond: Bond) -> None:
     assert "uso4" in bond.ours["offloads"]
     for sender, receiver, addresses in (

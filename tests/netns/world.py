@@ -57,11 +57,15 @@ class LoadError(WorldError):
 def wait_until(true: Callable[[], Any], seconds: float = 8.0, what: str = "") -> Any:
     """Return what `true()` returns once it is true; WorldError if not within so many `seconds`, or as that is there."""
     seconds *= kind().patience
-    end = time.monotonic() + seconds
+    asked = time.monotonic()
+    end = asked + seconds
     while not (found := true()):
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise WorldError(f"not within {seconds:g} s: {what or true}")
-        time.sleep(0.01)
+        # Where asking takes long (processes in an emulated machine), what is waited for gets half of the time.
+        time.sleep(max(0.01, now - asked))
+        asked = time.monotonic()
     return found
 
 
