@@ -33,7 +33,7 @@ demo:
 
 test:
 	@tools/prepare test
-	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container" $(TESTS)
+	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container and not long" $(TESTS)
 
 kills:
 	@tools/prepare test

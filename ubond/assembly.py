@@ -131,6 +131,7 @@ class Desk:
         with self.service.notes() as notes:
             for slave, option, value in assignments:
                 await self.service.write(option, value, slave)
+        self._keep()  # what is answered is kept, whatever happens in the next moment
         return notes
 
     async def add(self, slaves: Sequence[str], take_addresses: bool) -> list[str]:
@@ -138,6 +139,7 @@ class Desk:
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.enslave(slave, take_addresses)
+        self._keep()
         return notes
 
     async def remove(self, slaves: Sequence[str]) -> list[str]:
@@ -145,6 +147,7 @@ class Desk:
         with self.service.notes() as notes:
             for slave in slaves:
                 await self.service.release(slave)
+        self._keep()
         return notes
 
     def history(self) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.test_live_kills import Doomed
+from tests.netns.test_live_kills import Doomed, some_of
 from tests.netns.world import (
     ADDRESSES,
     PEER4,
@@ -299,13 +299,12 @@ def test_killed_while_starting_everything_is_given_back_and_the_command_says_so(
 
 
 def dies_at_every_change(
-    world: World, report: Path, act: Callable[[Bond], None], *, every: int = 1, least: int = 2
-) -> int:
-    """Kill at every change of `act` in a bond with a keeper; traffic flows again, `down` gives all back.
+    world: World, report: Path, act: Callable[[Bond], None], *, least: int = 2
+) -> None:
+    """Kill at changes of `act` in a bond with a keeper; traffic flows again, `down` gives all back.
 
-    `every`: at each of so many, all of them in a long run (`make kills`); `least`: slaves that it still has.
+    At a few of them, at all in a long run (`make kills`); `least`: slaves that it still has.
     """
-    every = 1 if os.environ.get("UBOND_KILL_WAYS") == "all" else every
     before, killed = world.picture(), 0
     command = ("up", "bond0", "eth1", "eth2", *ADDRESSES, "--fail-over-mac", "follow")
     with Doomed(world.host, report, 0, *command) as doomed:
@@ -317,7 +316,8 @@ def dies_at_every_change(
         doomed.wait_all()
     for nic in world.nics:
         world.plug(nic)
-    for number in range(first + 1, last + 1, every):
+    numbers = some_of(range(first + 1, last + 1))
+    for number in numbers:
         with Doomed(world.host, report, number, *command) as doomed:
             assert doomed.wait_command() == 0
             bond = Bond(world, "bond0")
@@ -341,7 +341,7 @@ def dies_at_every_change(
                 assert_as_before(before, world.picture)
             except AssertionError as error:
                 raise AssertionError(f"{what}: {error}") from None
-    return killed
+    assert killed >= len(numbers) / 3      # how many changes there are varies: some numbers do not come
 
 
 def strange(world: World, bond: Bond, least: int) -> list[str]:
@@ -362,7 +362,7 @@ def test_died_at_every_step_of_enslaving(world: World, tmp_path: Path) -> None:
     def act(bond: Bond) -> None:
         world.ubond("add", "bond0", "eth3")
 
-    assert dies_at_every_change(world, tmp_path / "report", act, every=2) > 8
+    dies_at_every_change(world, tmp_path / "report", act)
 
 
 def test_died_at_every_step_of_a_release(world: World, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_died_at_every_step_of_a_release(world: World, tmp_path: Path) -> None:
         world.ubond("remove", "bond0", "eth1", check=False)  # the active one
         world.ubond("add", "bond0", "eth1", check=False)
 
-    assert dies_at_every_change(world, tmp_path / "report", act, every=4, least=1) > 8
+    dies_at_every_change(world, tmp_path / "report", act, least=1)
 
 
 def test_died_at_every_step_of_a_failover_that_moves_macs(world: World, tmp_path: Path) -> None:
@@ -378,12 +378,13 @@ def test_died_at_every_step_of_a_failover_that_moves_macs(world: World, tmp_path
         world.pull("eth1")
         wait_until(lambda: world.host.mac("eth2") == str(bond.mac) or not answers(bond), what="the MACs move")
 
-    assert dies_at_every_change(world, tmp_path / "report", act, every=2) >= 2
+    dies_at_every_change(world, tmp_path / "report", act)
 
 
+@pytest.mark.long
 def test_died_at_every_step_of_a_change_of_mtu(world: World, tmp_path: Path) -> None:
     def act(bond: Bond) -> None:
         world.host.ip("link", "set", "bond0", "mtu", "1400")
         wait_until(lambda: world.host.link("eth2")["mtu"] == 1408 or not answers(bond), what="the slaves follow")
 
-    assert dies_at_every_change(world, tmp_path / "report", act, every=2) >= 2
+    dies_at_every_change(world, tmp_path / "report", act)
