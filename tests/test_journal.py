@@ -138,6 +138,13 @@ def test_a_field_of_another_kind_is_not_believed(journal: Journal, field: str, v
         again(journal).load()
 
 
+def test_what_a_foreign_journal_says_is_quoted_on_one_printable_line(journal: Journal) -> None:
+    journal.path.write_text('{"version": 1, "bond": "b\\u007f\\n", "slaves": {}, "addresses": {}}')
+    with pytest.raises(JournalError, match="cannot be understood") as caught:
+        journal.load()
+    assert str(caught.value).isprintable()
+
+
 def test_every_truncation_of_the_file_is_noticed(journal: Journal) -> None:
     journal.remember(ETH1)
     whole = journal.path.read_bytes().rstrip(b"\n")

@@ -60,11 +60,11 @@ class Journal:
             try:
                 self._held, self._moved = _decode(text, self._bond)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                bad = f"{self.path.name}.bad"
+                bad, why = f"{self.path.name}.bad", ascii(str(error))[1:-1]
                 os.replace(self.path.name, bad, src_dir_fd=directory, dst_dir_fd=directory)
                 raise JournalError(
                     self.path, errno.EBADMSG,
-                    f"cannot be understood ({error}); kept as {bad}: "
+                    f"cannot be understood ({why}); kept as {bad}: "
                     "what the slaves had stands there and in their alias (ubond restore IFACE)",
                 ) from None
         return tuple(self._held.values())
