@@ -87,6 +87,7 @@ class Datapath:
         self._engine = Engine(taps, probe)
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
+        self._renamed: dict[str, str] = {}
         self._last: TxTable | None = None
         self._released: dict[str, int] = {}
         self._heard: dict[int, dict[tuple[int, int], int]] = {}
@@ -162,6 +163,8 @@ class Datapath:
 
     def rename(self, old: str, new: str) -> None:
         self._ports[new] = self._ports.pop(old)
+        self._renamed.pop(new, None)
+        self._renamed[old] = new
         if old in self._listening:
             self._listening.remove(old)
             self._listening.add(new)
@@ -185,10 +188,10 @@ class Datapath:
 
     def publish(self, table: TxTable) -> None:
         """Make this the table of every later batch, and receive on exactly the slaves it names."""
-        bits = range(len(table.slaves))
+        bits, names = range(len(table.slaves)), [self._name_now(slave.port) for slave in table.slaves]
         self._engine.publish(
             table.spread,
-            [self._ports[slave.port] for slave in table.slaves],
+            [self._ports[name] for name in names],
             sum(1 << i for i in bits if table.slaves[i].can_transmit),
             sum(1 << i for i in bits if table.slaves[i].receives),
             [slave.queue_id for slave in table.slaves],
@@ -203,10 +206,15 @@ class Datapath:
             astuple(table.watch),
         )
         self._last = table
-        named = {slave.port for slave in table.slaves}
-        for slave in named - self._listening:
-            self._engine.listen(self._ports[slave])
-            self._listening.add(slave)
+        for name in set(names) - self._listening:
+            self._engine.listen(self._ports[name])
+            self._listening.add(name)
+
+    def _name_now(self, slave: str) -> str:
+        """The name of a slave's port: a table that had to wait may be older than a change of names."""
+        while slave not in self._ports:
+            slave = self._renamed[slave]
+        return slave
 
     @property
     def generation(self) -> int:
