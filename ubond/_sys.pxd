@@ -68,7 +68,7 @@ cdef extern from * nogil:
     static inline int fp_ask(int sock, int index, const char *name, unsigned long what, struct ifreq *request) {
         struct ifreq named;
         int result = -1;
-        for (int tries = 0; tries < 3; tries++) {
+        for (int tries = 0; tries < 100; tries++) {
             memset(&named, 0, sizeof named);
             named.ifr_ifindex = index;
             if (index <= 0)
