@@ -233,4 +233,5 @@ keeper = Keeper""",
     inner = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[0])
     os.kill(inner, signal.SIGTERM)
     out, _ = process.communicate(timeout=20)
-    assert sorted(out.splitlines()) == ["'' True", "heard"]
+    # Two processes write to one pipe: their lines may be torn.
+    assert sorted(out.replace("\n", "").replace("heard", "", 1)) == sorted("'' True"), out
