@@ -213,7 +213,7 @@ def test_process_1_collects_orphans_passes_signals_on_and_keeps(tmp_path: Path) 
     program = PROGRAM.format(deaf=False).replace(
         "keeper = Keeper",
         """
-signal.signal(signal.SIGTERM, lambda *_: (print("heard", flush=True), os._exit(0)))     # before anybody can send it
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"heard\\n"), os._exit(0)))     # before anybody can send it
 if os.fork() == 0:                       # a process beside the daemon, whose child becomes an orphan
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -168,7 +168,7 @@ def at_every_change(
                 assert_as_before(picture, world.picture)
             except AssertionError as error:
                 raise AssertionError(f"{way} after a kill at change {number} ({call}): {error}") from None
-    assert killed >= 0.8 * len(some_of(numbers))
+    assert killed >= 0.8 * sum(len(ways_for(number)) for number in some_of(numbers))
 
 
 @pytest.mark.parametrize("gate", ["clsact", "nft", "bridge"])
