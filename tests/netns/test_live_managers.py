@@ -74,6 +74,34 @@ chmod +x /usr/local/sbin/nmcli
 state() { grep -q "interface-name:$1\b" /run/read 2>/dev/null && echo unmanaged || echo ours; }
 """
 
+#: It has no file that could be written for it: `up` prints the line that its configuration needs.  With it bond and
+#: slaves are left alone while a NIC beside them is taken; without it, all are.
+DHCPCD = r"""
+mkdir /run/dhcpcd
+mount -t tmpfs state /var/lib/dhcpcd
+mount -t tmpfs temporary /tmp
+printf 'nodev\nipv4only\nnodhcp\n' >/tmp/conf
+ubond up bond0 eth1 eth2 2>/tmp/said
+sed -n 's/.*: denyinterfaces/denyinterfaces/p' /tmp/said >/tmp/line
+echo note; cat /tmp/line
+ip link add other type veth peer name rehto && ip link set other up && ip link set rehto up
+printf '#!/bin/sh\necho $interface $reason >>/tmp/taken\n' >/tmp/hook
+chmod +x /tmp/hook
+address() { ip -4 -o address show dev $1 | sed 's/.*inet //'; }
+serve() { dhcpcd --config $1 --nobackground --quiet --script /tmp/hook & dhcpcd=$!; }
+cat /tmp/line /tmp/conf >/tmp/pasted
+serve /tmp/pasted
+until_so 169.254 address other
+echo taken
+sed -n 's/ PREINIT//p' /tmp/taken | sort
+ubond down bond0
+kill $dhcpcd; wait $dhcpcd || true
+serve /tmp/conf
+for nic in eth1 eth2; do until_so 169.254 address $nic; done
+kill $dhcpcd; wait $dhcpcd || true
+ip link delete other
+"""
+
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
@@ -81,11 +109,14 @@ def world() -> Iterator[World]:
         yield world
 
 
+def in_a_machine(world: World, script: str) -> str:
+    own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    return world.host.run(*own, "env", f"PYTHON={sys.executable}", "sh", "-c", MACHINE + script, timeout=240).stdout
+
+
 def life_of_a_bond(world: World, manager: str) -> tuple[str, str]:
     """The manager's file while the bond has two slaves, and when it has one; both managed again at the end."""
-    own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    script = MACHINE + manager + BOND
-    said = world.host.run(*own, "env", f"PYTHON={sys.executable}", "sh", "-c", script, timeout=240).stdout
+    said = in_a_machine(world, manager + BOND)
     up, _, rest = said.partition("up\n")[2].partition("removed\n")
     removed, _, left = rest.partition("down\n")
     assert up.endswith("unmanaged\nunmanaged\n")    # eth1 and bond0, after eth2 was given back
@@ -103,3 +134,8 @@ def test_networkmanager(world: World) -> None:
     up, removed = life_of_a_bond(world, NETWORKMANAGER if shutil.which("NetworkManager") else NMCLI)
     assert "match-device=interface-name:bond0;interface-name:eth1;interface-name:eth2\nmanaged=0\n" in up
     assert "match-device=interface-name:bond0;interface-name:eth1\nmanaged=0\n" in removed
+
+
+def test_dhcpcd(world: World) -> None:
+    said = in_a_machine(world, DHCPCD)
+    assert said.partition("note\n")[2] == "denyinterfaces bond0 eth1 eth2\ntaken\nother\nrehto\n"
