@@ -1,7 +1,8 @@
-"""What every bench stands on: a lab, the contenders in it, and `blast` as load and stop-watch."""
+"""What every bench stands on: a lab, who takes turns in it, and `blast` as load and stop-watch."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -9,14 +10,17 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from _report import GuardError, note  # noqa: E402  # found beside this file
+from _contenders import BIN, BOND, CONTENDERS, missing  # noqa: E402  # found beside this file
+from _report import GuardError, note  # noqa: E402
 
 from ubond.lab import (  # noqa: E402
     HOST_IP,
@@ -27,13 +31,10 @@ from ubond.lab import (  # noqa: E402
     LabError,
     become_root,
     ending_on_signals,
+    run,
     wait_until,
 )
 
-BIN = ROOT / "bench" / "bin"
-BOND = "bond0"
-#: One classic BPF instruction: return TC_ACT_STOLEN, for every frame.
-STEAL = "1,6 0 0 4,"
 NEAR_RATE = 0.95
 
 
@@ -71,11 +72,34 @@ class Load:
         return found
 
 
-class Bed:
-    """A lab with its contenders.  Every contender gives the host HOST_IP while it lasts."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A contender that stands: the interface with HOST_IP on it, and the processes that it consists of."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    name: str
+    interface: str
+    pids: tuple[int, ...] = ()
+
+    def processor_ns(self) -> int:
+        """Processor time that its processes have taken so far, what the kernel does in their name included."""
+        return sum(map(spent, self.pids))
+
+    def memory_mb(self) -> float:
+        """Their proportional share (PSS) of memory: what two share is counted once."""
+        return sum(map(share_mb, self.pids))
+
+
+#: What was found, by question and by contender: one figure per round.
+Found = dict[str, dict[str, list[float]]]
+
+
+@dataclass
+class Bed:
+    """A lab and who stands in it.  Every contender gives the host HOST_IP while it lasts."""
+
+    lab: Lab
+    #: Contenders that were to be measured and could not be.
+    failed: list[str] = field(default_factory=list)
 
     def load(self, place: str, mode: str, *, urgent: bool = False, **options: object) -> Load:
         return Load(self.lab, place, mode, urgent=urgent, **options)
@@ -90,14 +114,58 @@ class Bed:
         return asked.returncode == 0
 
     @contextlib.contextmanager
-    def bare(self) -> Iterator[str]:
-        """eth1 itself, with the address on it."""
-        self.lab.ip("host", "addr", "add", f"{HOST_IP}/{PREFIX}", "dev", "eth1")
-        try:
-            self._settle()
-            yield "eth1"
-        finally:
-            self.lab.ip("host", "addr", "del", f"{HOST_IP}/{PREFIX}", "dev", "eth1")
+    def stand(self, name: str) -> Iterator[Standing]:
+        """A contender, reachable from the peer."""
+        address = f"{HOST_IP}/{PREFIX}"
+        with CONTENDERS[name].stand(self.lab) as interface:
+            self.lab.ip("host", "addr", "add", address, "dev", interface)
+            try:
+                self._settle()
+                yield Standing(name, interface, tuple(self._pids()))
+            finally:
+                self.lab.exec("host", "ip", "addr", "del", address, "dev", interface, check=False)
+
+    def _pids(self) -> list[int]:
+        return [int(pid) for pid in run("ip", "netns", "pids", self.lab.plan.namespace("host")).split()]
+
+    def take_turns(
+        self, names: Sequence[str], measure: Callable[[Standing], Mapping[str, float]], times: int
+    ) -> Found:
+        """A B A B ...: `measure` each contender `times` times, anew each time; its figures by question.
+
+        One that fails is tried again twice, then left out and reported; GuardError if that is ubond or the bare slave.
+        """
+        names = [name for name in names if name in chosen(names)]
+        found: Found = {}
+        for number in range(times):
+            for name in list(names):
+                note(f"round {number + 1}/{times}: {name}")
+                figures = self._figures(name, measure)
+                if figures is None:
+                    names.remove(name)
+                    for of_question in found.values():
+                        of_question.pop(name, None)
+                    continue
+                for question, figure in figures.items():
+                    found.setdefault(question, {}).setdefault(name, []).append(figure)
+        return found
+
+    def _figures(
+        self, name: str, measure: Callable[[Standing], Mapping[str, float]], tries: int = 3
+    ) -> Mapping[str, float] | None:
+        for number in range(1, tries + 1):
+            try:
+                with self.stand(name) as standing:
+                    return measure(standing)
+            except (GuardError, LabError, subprocess.TimeoutExpired) as error:
+                note(f"{name}: {error}")
+                why = str(error)
+            if number == tries:
+                if name in ("ubond", "bare"):
+                    raise GuardError(f"{name}: {why}")
+                emit_failed(Path(sys.argv[0]).stem, name, why)
+                self.failed.append(name)
+        return None
 
     @contextlib.contextmanager
     def bond(self, *options: str, tree: str = "") -> Iterator[str]:
@@ -111,24 +179,6 @@ class Bed:
             yield BOND
         finally:
             self.lab.exec("host", "ubond", "down", BOND)
-
-    @contextlib.contextmanager
-    def forwarder(self) -> Iterator[str]:
-        """The plain C forwarder over eth1, behind a gate as a bond's slave is."""
-        self.lab.exec("host", "tc", "qdisc", "add", "dev", "eth1", "clsact")
-        gate = ("ingress", "bpf", "da", "bytecode", STEAL)
-        self.lab.exec("host", "tc", "filter", "add", "dev", "eth1", *gate)
-        process = self.lab.start("host", str(BIN / "forwarder"), "fwd0", "eth1")
-        try:
-            if process.stdout is None or "ready" not in process.stdout.readline():
-                raise GuardError("the forwarder did not start")
-            self.lab.ip("host", "addr", "add", f"{HOST_IP}/{PREFIX}", "dev", "fwd0")
-            self._settle()
-            yield "fwd0"
-        finally:
-            process.terminate()
-            process.communicate(timeout=10)
-            self.lab.exec("host", "tc", "qdisc", "del", "dev", "eth1", "clsact")
 
     def wait_listening(self, *listeners: tuple[str, int]) -> None:
         """Return when somebody listens on each (place, TCP port)."""
@@ -192,9 +242,8 @@ class Bed:
 
     def _processes(self) -> tuple[int, int]:
         """Keeper and daemon: those in the host's namespace that outlive their command."""
-        pids = self.lab.exec("host", "ip", "netns", "pids", self.lab.plan.namespace("host")).stdout.split()
         found = {}
-        for pid in map(int, pids):
+        for pid in self._pids():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if any(b"ubond" in word for word in words) and BOND.encode() in words:
@@ -205,18 +254,80 @@ class Bed:
         raise GuardError("the daemon of bond0 is not there")
 
 
-def measure(bench: Callable[[Bed], None]) -> None:
-    """Run one bench in a lab of its own; exit 1 with one line when its figures do not count."""
+def spent(pid: int) -> int:
+    """Processor time of a process's threads so far, in ns."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            total += int(path.read_text().split()[0])
+    return total
+
+
+def share_mb(pid: int) -> float:
+    """A process's proportional share of memory (PSS)."""
+    line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
+    return int(line.split()[1]) / 1024
+
+
+def measure(bench: Callable[[Bed], None], switch: str = "bridge") -> None:
+    """Run one bench in a lab of its own; exit 1 with one line when its figures do not count, or some are missing."""
+    arguments()
     if not (BIN / "blast").exists():
         subprocess.run(["make", "-s", "-C", str(ROOT / "bench")], check=True)
     try:
         become_root_here()
         name = f"bench{os.getpid()}-{secrets.token_hex(2)}"
-        with ending_on_signals(), Lab(name) as lab:
-            bench(Bed(lab))
+        with ending_on_signals(), Lab(name, switch) as lab:
+            bed = Bed(lab)
+            bench(bed)
     except (GuardError, LabError) as error:
         note(f"{Path(sys.argv[0]).name}: {error}")
         raise SystemExit(1) from None
+    if bed.failed:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: not measured: {', '.join(sorted(set(bed.failed)))}")
+
+
+@cache
+def arguments() -> argparse.Namespace:
+    """What every bench can be told."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("rounds", nargs="?", type=int, help="turns for each contender, or pulled cables")
+    parser.add_argument("tree", nargs="?", default="", help="where another build of ubond is (modes.py)")
+    names = f"({', '.join(CONTENDERS)})"
+    parser.add_argument("--only", type=_names, metavar="NAME,...", help=f"measure these contenders alone {names}")
+    parser.add_argument("--without", type=_names, default=(), metavar="NAME,...", help="measure all but these")
+    parser.add_argument("--seconds", type=float, help="how long one load lasts; shorter ones than a bench's own "
+                        "show that it works, and nothing else")  # fmt: skip
+    return parser.parse_args()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no contender {', '.join(unknown)} (there are {', '.join(CONTENDERS)})")
+    return names
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Those of a bench's contenders that are to be measured; GuardError when one of them is not installed."""
+    wanted = arguments()
+    names = [name for name in names if name not in wanted.without and (not wanted.only or name in wanted.only)]
+    lacking = missing(names)
+    if lacking:
+        what = "; ".join(f"{name}: no {programs}" for name, programs in lacking.items())
+        raise GuardError(f"{what} (tools/prepare bench installs it; --without {','.join(lacking)} goes on without it)")
+    return names
+
+
+def seconds(usual: float) -> float:
+    """How long one load lasts: --seconds, or what a bench thinks right."""
+    return float(arguments().seconds or usual)
+
+
+def emit_failed(bench: str, contender: str, why: str) -> None:
+    print(json.dumps({"bench": bench, "contender": contender, "failed": why}), flush=True)
 
 
 def become_root_here() -> None:
@@ -240,7 +351,7 @@ def silence_of_each(instants: Sequence[float], silences: Sequence[dict[str, floa
 
 def rounds(least: int = 5) -> int:
     """How many turns each contender gets: the first argument, or `least`."""
-    return max(1, int(sys.argv[1])) if len(sys.argv) > 1 else least
+    return max(1, arguments().rounds or least)
 
 
 def in_turn(times: int, contenders: Sequence[tuple[str, Callable[[], Any]]]) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from _bed import Bed, in_turn, measure, rounds
+from _bed import Bed, in_turn, measure, rounds, share_mb
 from _report import emit
 
 SECONDS = 10.0
@@ -20,11 +20,6 @@ def processor_seconds(pid: int) -> float:
     """User and system time of all its threads (proc(5), stat, fields 14 and 15)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def share_mb(pid: int) -> float:
-    line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
-    return int(line.split()[1]) / 1024
 
 
 def bench(bed: Bed) -> None:

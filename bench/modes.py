@@ -10,22 +10,15 @@ TREE: a directory with another build of ubond, whose active-backup and balance-r
 """
 
 import json
-import sys
 import time
-from pathlib import Path
 
-from _bed import BOND, Bed, GuardError, in_turn, measure, rounds
-from _report import emit_ratio
+from _bed import BOND, Bed, arguments, in_turn, measure, rounds, spent
+from _report import GuardError, emit_ratio
 
 SECONDS = 2.0
 FLOWS = 64
 XOR = ("-o", "mode=balance-xor", "-o", "xmit_hash_policy=layer3+4")
 AT_LEAST = 0.9
-
-
-def spent(pid: int) -> int:
-    """Processor time of a process's threads so far, in ns."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 def flood(bed: Bed, *options: str, tree: str = "") -> tuple[float, float]:
@@ -51,7 +44,7 @@ def compare(bench: str, unit: str, found: list[tuple[float, float]], against: li
 
 
 def bench(bed: Bed) -> None:
-    tree = sys.argv[2] if len(sys.argv) > 2 else ""
+    tree = arguments().tree
     rr = ("-o", "mode=balance-rr")
     contenders = [
         ("active-backup", lambda: flood(bed)),

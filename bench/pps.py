@@ -1,41 +1,61 @@
-"""60-byte frames out of the bond, against a packet socket that sends on the bare slave with sendmmsg.
+"""60-byte frames through every contender, as many as it takes, each direction.
 
-Counted where the cable ends, at the switch, while the sender runs at full speed.
+Out: a packet socket sends on the contender's interface, and they are counted where the active slave's cable ends. In:
+they leave that end of the cable, and are counted at the contender's interface. The sender runs at full speed meanwhile.
 
     python bench/pps.py [ROUNDS]
 """
 
-import contextlib
 import json
-from collections.abc import Callable
 
-from _bed import Bed, in_turn, measure, rounds
-from _report import emit_ratio
+from _bed import Bed, Standing, measure, rounds, seconds
+from _contenders import CONTENDERS
+from _report import GuardError, emit_contenders, emit_target
 
-SECONDS = 3.0
-AT_LEAST = 0.45
+NAMES = ("bare", "ubond", "forwarder", "ovs-tso", "ovs", "dpdk")
+SECONDS = 2.0
+#: What ubond should reach of each other's rate, by way.
+AIMS = {
+    "out": {"forwarder": (0.95, 1.2), "ovs-tso": (2.5, None), "ovs": (2.5, None), "dpdk": (2.5, None)},
+    "in": {"forwarder": (0.95, 1.2), "ovs-tso": (1.8, None), "ovs": (1.8, None), "dpdk": (1.8, None)},
+}
 
 
-def flood(bed: Bed, contender: Callable[[], contextlib.AbstractContextManager[str]]) -> float:
-    """Frames a second that arrived at the switch."""
-    with contender() as interface:
-        mac = json.loads(bed.lab.ip("peer", "-j", "link", "show", "dev", "eth0"))[0]["address"]
-        sender = bed.load("host", "raw", interface=interface, dst=mac, size=60, seconds=SECONDS + 1)
-        counted = bed.load("switch", "pps-recv", interface="sw1", seconds=SECONDS)
-        frames = float(counted.report(end=False)["pps"])
+def mac_of(bed: Bed, place: str, nic: str) -> str:
+    return str(json.loads(bed.lab.ip(place, "-j", "link", "show", "dev", nic))[0]["address"])
+
+
+def ends(bed: Bed, standing: Standing) -> dict[str, tuple[tuple[str, str, str], tuple[str, str]]]:
+    """Way -> where frames start (place, interface, destination), and where they are counted."""
+    here = ("host", standing.interface)
+    cable = ("switch", "sw1")
+    return {
+        "out": ((*here, mac_of(bed, "peer", "eth0")), cable),
+        "in": ((*cable, mac_of(bed, *here)), here),
+    }
+
+
+def flood(bed: Bed, standing: Standing) -> dict[str, float]:
+    """Frames a second that arrived, by way."""
+    found = {}
+    for way, ((place, nic, to), (at, counter)) in ends(bed, standing).items():
+        sender = bed.load(place, "raw", interface=nic, dst=to, size=60, seconds=seconds(SECONDS) + 1)
+        counted = bed.load(at, "pps-recv", interface=counter, seconds=seconds(SECONDS))
+        found[way] = float(counted.report(end=False)["pps"])
         sender.report(end=False)
-        return frames
+        if found[way] < 100:
+            raise GuardError(f"{found[way]:.0f} frames a second came through, {way}")
+    return found
 
 
 def bench(bed: Bed) -> None:
-    contenders = [
-        ("bare", lambda: flood(bed, bed.bare)),
-        ("ubond", lambda: flood(bed, bed.bond)),
-        ("forwarder", lambda: flood(bed, bed.forwarder)),
-    ]
-    found = in_turn(rounds(), contenders)
-    emit_ratio("pps.out", "frames/s", found["ubond"], found["bare"], at_least=AT_LEAST)
-    emit_ratio("pps.out.forwarder", "frames/s", found["forwarder"], found["bare"])
+    found = bed.take_turns(NAMES, lambda standing: flood(bed, standing), rounds())
+    for way, aims in AIMS.items():
+        emit_contenders(f"pps.{way}", "frames/s", found[way])
+        for other, (least, moonshot) in aims.items():
+            text = f"60-byte frames {way}, against {CONTENDERS[other].title}"
+            aim = {"at_least": least, **({"moonshot": moonshot} if moonshot else {})}
+            emit_target(text, f"pps.{way}", "frames/s", found[way], other, **aim)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The round trip that the bond adds, against what the plain C forwarder adds in the same run.
+"""The round trip that every contender adds to the bare slave's, against what the yardstick adds in the same run.
 
 `busy`: the next question follows the answer at once; `idle`: one question a millisecond, so that
 every one of them wakes a sleeping worker.
@@ -6,52 +6,48 @@ every one of them wakes a sleeping worker.
     python bench/rtt.py [ROUNDS]
 """
 
-import contextlib
 import statistics
-from collections.abc import Callable
 
-from _bed import Bed, in_turn, measure, rounds
-from _report import GuardError, emit, emit_ratio
+from _bed import Bed, Standing, measure, rounds
+from _contenders import CONTENDERS
+from _report import GuardError, emit_contenders, emit_target
 
 from ubond.lab import PEER_IP
 
-AT_MOST = 1.5
+NAMES = ("bare", "forwarder", "ubond", "ovs-tso", "ovs", "dpdk")
 #: More than elsewhere: where the scheduler puts the two ends decides a round, and a round is short.
-ROUNDS = 11
+ROUNDS = 9
 #: How the questions follow each other: microseconds between two, and how many.
-PACES = {"busy": (0, 10_000), "idle": (1000, 1000)}
+PACES = {"busy": (0, 5_000), "idle": (1000, 700)}
 
 
-def ask(bed: Bed, contender: Callable[[], contextlib.AbstractContextManager[str]]) -> dict[str, dict[str, float]]:
-    with contender():
-        echo = bed.load("peer", "echo", port=5103, seconds=60)
-        found = {}
-        for pace, (interval, count) in PACES.items():
-            asked = bed.load("host", "rtt", to=PEER_IP, port=5103, count=count, interval_us=interval, seconds=20)
-            found[pace] = asked.report(end=False)
-            if found[pace]["lost"] > count / 1000:
-                raise GuardError(f"{found[pace]['lost']} of {count} questions were not answered")
-        echo.report()
-        return found
+def ask(bed: Bed, standing: Standing) -> dict[str, float]:
+    echo = bed.load("peer", "echo", port=5103, seconds=60)
+    found = {}
+    for pace, (interval, count) in PACES.items():
+        asked = bed.load("host", "rtt", to=PEER_IP, port=5103, count=count, interval_us=interval, seconds=20)
+        said = asked.report(end=False)
+        if said["lost"] > count / 1000:
+            raise GuardError(f"{said['lost']} of {count} questions were not answered")
+        found |= {f"{pace}.{what}": float(said[f"{what}_us"]) for what in ("median", "p99")}
+    echo.report()
+    return found
 
 
 def bench(bed: Bed) -> None:
-    contenders = [
-        ("bare", lambda: ask(bed, bed.bare)),
-        ("forwarder", lambda: ask(bed, bed.forwarder)),
-        ("ubond", lambda: ask(bed, bed.bond)),
-    ]
-    found = in_turn(rounds(ROUNDS), contenders)
+    found = bed.take_turns(NAMES, lambda standing: ask(bed, standing), rounds(ROUNDS))
     for pace in PACES:
-        taken = {name: [one[pace]["median_us"] for one in results] for name, results in found.items()}
+        taken = found[f"{pace}.median"]
         floor = statistics.median(taken["bare"])
-        added = {name: [mine - floor for mine in taken[name]] for name in ("ubond", "forwarder")}
+        added = {name: [mine - floor for mine in values] for name, values in taken.items() if name != "bare"}
+        emit_contenders(f"rtt.{pace}", "us", taken)
+        emit_contenders(f"rtt.{pace}.p99", "us", found[f"{pace}.p99"])
+        emit_contenders(f"rtt.{pace}.added", "us", added)
         if min(map(statistics.median, added.values())) <= 0:
             raise GuardError(f"{pace}: the machine's own unrest is larger than what is to be measured")
-        emit(f"rtt.{pace}.bare", "us", taken["bare"])
-        emit_ratio(f"rtt.{pace}.added", "us", added["ubond"], added["forwarder"], at_most=AT_MOST)
-        for name, results in found.items():
-            emit(f"rtt.{pace}.{name}.p99", "us", [one[pace]["p99_us"] for one in results])
+        for other, most in (("forwarder", 1.2), ("ovs-tso", 0.35), ("ovs", 0.35)):
+            text = f"round trip added ({pace}), against {CONTENDERS[other].title}"
+            emit_target(text, f"rtt.{pace}.added", "us", added, other, at_most=most)
 
 
 if __name__ == "__main__":

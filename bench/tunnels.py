@@ -7,11 +7,11 @@ The bare slave shows what the tunnel itself costs; docs/nics.md says what the bo
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from _bed import Bed, in_turn, measure, rounds
 from _report import emit_ratio, note
-from tcp import lean
+from _streams import lean
 
 from ubond.lab import HOST_IP, PEER_IP, LabError
 
@@ -40,10 +40,10 @@ def tunnel(bed: Bed, kind: str) -> Iterator[None]:
                 bed.lab.ip(place, "link", "del", "tun7")
 
 
-def streams(bed: Bed, contender: Callable[[], contextlib.AbstractContextManager[str]]) -> dict[str, float]:
+def streams(bed: Bed, contender: str) -> dict[str, float]:
     """Mbit/s by name, with one contender set up for all."""
     found = {}
-    with contender():
+    with bed.stand(contender):
         found["plain.out"] = lean(bed, "host", "peer", PEER_IP, 5101)
         found["plain.in"] = lean(bed, "peer", "host", HOST_IP, 5102)
         for kind in KINDS:
@@ -58,8 +58,8 @@ def streams(bed: Bed, contender: Callable[[], contextlib.AbstractContextManager[
 
 def bench(bed: Bed) -> None:
     found = in_turn(rounds(3), [
-        ("bare", lambda: streams(bed, bed.bare)),
-        ("ubond", lambda: streams(bed, bed.bond)),
+        ("bare", lambda: streams(bed, "bare")),
+        ("ubond", lambda: streams(bed, "ubond")),
     ])  # fmt: skip
     for who, runs in found.items():
         for name in runs[0]:

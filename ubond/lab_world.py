@@ -187,7 +187,7 @@ class Lab:
         else:
             self._cable("peer", "eth0", 10, "swp", 20)
             if self.plan.partner == "openvswitch":
-                _OpenVSwitch(self).start()
+                _start_aggregation(self)
             elif self.plan.partner == "ubond":
                 self.exec("switch", "ubond", "up", "lag0", "sw1", "sw2", "-o", "mode=balance-rr")
                 self._bridge("br0", "lag0", "swp")
@@ -383,46 +383,45 @@ class Lab:
         return "\n".join(lines)
 
 
-class _OpenVSwitch:
-    """The lab's own Open vSwitch in user space, in the switch's namespace, as a static link aggregation.
+class OpenVSwitch:
+    """An Open vSwitch in user space in one place of a lab, with files of its own: the system's is not touched."""
 
-    A bond port of Open vSwitch takes broadcasts on one of its links only, which is not what a
-    static aggregation does.  Three flows and a select group do just that: whatever comes in on
-    either link goes to the peer, and each flow from the peer leaves by one of them.
-    """
-
-    _FLOWS = ("in_port=1,actions=output:3", "in_port=2,actions=output:3", "in_port=3,actions=group:1")
-    _GROUP = "group_id=1,type=select,bucket=output:1,bucket=output:2"
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab, self._dir = lab, lab.directory / "ovs"
+    def __init__(self, lab: Lab, place: str) -> None:
+        self._lab, self._place, self._dir = lab, place, lab.directory / f"ovs-{place}"
         self._db = f"unix:{self._dir}/db.sock"
 
-    def start(self) -> None:
+    def start(self, **other_config: str) -> None:
+        """Start its database and its switch; `other_config`: settings that it must have from the beginning."""
+        shutil.rmtree(self._dir, ignore_errors=True)
         self._dir.mkdir()
-        run("ovsdb-tool", "create", f"{self._dir}/conf.db")
+        self._run("ovsdb-tool", "create", f"{self._dir}/conf.db")
         self._daemon("ovsdb-server", f"{self._dir}/conf.db", f"--remote=p{self._db}")
-        self._vsctl("--no-wait", "init")
+        self.vsctl("--no-wait", "init")
+        for name, value in other_config.items():
+            setting = f"other_config:{name.replace('_', '-')}={value}"
+            self.vsctl("--no-wait", "set", "Open_vSwitch", ".", setting)
         self._daemon("ovs-vswitchd", self._db)
-        self._vsctl(
-            "add-br",
-            "br0",
-            "--",
-            "set",
-            "bridge",
-            "br0",
-            "datapath_type=netdev",
-            "fail_mode=secure",
-            "protocols=OpenFlow10,OpenFlow13,OpenFlow15",
-        )
-        for number, port in enumerate(("sw1", "sw2", "swp"), 1):
-            self._vsctl("add-port", "br0", port, "--", "set", "interface", port, f"ofport_request={number}")
-        self._ofctl("add-group", self._GROUP)
-        for flow in self._FLOWS:
-            self._ofctl("add-flow", flow)
+
+    def stop(self) -> None:
+        """End both and return when they are gone."""
+        for name in ("ovs-vswitchd", "ovsdb-server"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int((self._dir / f"{name}.pid").read_text())
+                os.kill(pid, signal.SIGTERM)
+                wait_until(lambda gone=pid: not _lives(gone), 10, f"the end of {name}")  # type: ignore[misc]
+
+    def vsctl(self, *arguments: str) -> str:
+        return self._run("ovs-vsctl", f"--db={self._db}", "--timeout=20", *arguments)
+
+    def ofctl(self, verb: str, bridge: str, what: str) -> str:
+        return self._run("ovs-ofctl", "-O", "OpenFlow15", verb, f"unix:{self._dir}/{bridge}.mgmt", what)
+
+    def appctl(self, *arguments: str) -> str:
+        """Ask the running switch."""
+        return self._run("ovs-appctl", f"--target={self._dir}/ovs-vswitchd.ctl", *arguments)
 
     def _daemon(self, name: str, *arguments: str) -> None:
-        self._inside(
+        self._run(
             name,
             *arguments,
             "--detach",
@@ -432,20 +431,40 @@ class _OpenVSwitch:
             f"--log-file={self._dir}/{name}.log",
         )
 
-    def _vsctl(self, *arguments: str) -> None:
-        self._inside("ovs-vsctl", f"--db={self._db}", "--timeout=20", *arguments)
-
-    def _ofctl(self, verb: str, what: str) -> None:
-        self._inside("ovs-ofctl", "-O", "OpenFlow15", verb, f"unix:{self._dir}/br0.mgmt", what)
-
-    def _inside(self, *command: str) -> None:
-        run(
+    def _run(self, *command: str) -> str:
+        return run(
             "env",
             f"OVS_RUNDIR={self._dir}",
             f"OVS_LOGDIR={self._dir}",
             f"OVS_DBDIR={self._dir}",
-            *self._lab.command("switch", *command),
+            *self._lab.command(self._place, *command),
         )
+
+
+def _start_aggregation(lab: Lab) -> None:
+    """The switch as a static link aggregation, by Open vSwitch.
+
+    A bond port of Open vSwitch takes broadcasts on one of its links only, which is not what a
+    static aggregation does.  Three flows and a select group do just that: whatever comes in on
+    either link goes to the peer, and each flow from the peer leaves by one of them.
+    """
+    switch = OpenVSwitch(lab, "switch")
+    switch.start()
+    versions = "protocols=OpenFlow10,OpenFlow13,OpenFlow15"
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=secure", versions)
+    for number, port in enumerate(("sw1", "sw2", "swp"), 1):
+        switch.vsctl("add-port", "br0", port, "--", "set", "interface", port, f"ofport_request={number}")
+    switch.ofctl("add-group", "br0", "group_id=1,type=select,bucket=output:1,bucket=output:2")
+    for flow in ("in_port=1,actions=output:3", "in_port=2,actions=output:3", "in_port=3,actions=group:1"):
+        switch.ofctl("add-flow", "br0", flow)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs still; one that waits for its parent to notice its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # ── names, state on disk, leftovers ──────────────────────────────────────────────────
