@@ -18,6 +18,7 @@ from _report import GuardError, emit_ratio
 SECONDS = 2.0
 FLOWS = 64
 XOR = ("-o", "mode=balance-xor", "-o", "xmit_hash_policy=layer3+4")
+TLB = ("-o", "mode=balance-tlb", "-o", "xmit_hash_policy=layer3+4")
 AT_LEAST = 0.9
 
 
@@ -32,7 +33,8 @@ def flood(bed: Bed, *options: str, tree: str = "") -> tuple[float, float]:
         counted = [float(each.report(end=False)["pps"]) for each in counting]
         took, work = time.monotonic() - began, spent(pid) - before
         sender.report(end=False)
-        if options and min(counted) < 0.2 * max(counted):
+        # By load flows are spread as they weigh, and in the first seconds nobody knows how much.
+        if options and options != TLB and min(counted) < 0.2 * max(counted):
             raise GuardError(f"{BOND} {' '.join(options)} sent {counted[0]:.0f} and {counted[1]:.0f} frames a second")
         return sum(counted), work / took / sum(counted)
 
@@ -51,6 +53,7 @@ def bench(bed: Bed) -> None:
         ("balance-rr", lambda: flood(bed, *rr)),
         ("balance-xor", lambda: flood(bed, *XOR)),
         ("broadcast", lambda: flood(bed, "-o", "mode=broadcast")),
+        ("balance-tlb", lambda: flood(bed, *TLB)),
     ]
     if tree:
         contenders += [
@@ -62,6 +65,7 @@ def bench(bed: Bed) -> None:
     compare("modes.pps.balance-rr", "frames/s", found["balance-rr"], baseline)
     compare("modes.pps.balance-xor", "frames/s", found["balance-xor"], baseline, at_least=AT_LEAST)
     compare("modes.pps.broadcast", "copies/s", found["broadcast"], baseline, at_least=AT_LEAST)
+    compare("modes.pps.balance-tlb", "frames/s", found["balance-tlb"], baseline)
     if tree:
         compare("modes.pps.active-backup.tree", "frames/s", baseline, found["active-backup of TREE"])
         compare("modes.pps.balance-rr.tree", "frames/s", found["balance-rr"], found["balance-rr of TREE"])

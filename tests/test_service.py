@@ -61,6 +61,7 @@ class Doors:
     """Doors that note what is done, and wait or refuse where the test says."""
 
     ns_targets = ()
+    shared_mac: frozenset[bytes] = frozenset()
 
     def __init__(self) -> None:
         self.done: list[Action] = []

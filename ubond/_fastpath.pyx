@@ -19,6 +19,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
+from ubond._balance cimport (
+    FREE, LOAD_PORTS, LOAD_SLOTS, fp_loads, is_balanced, loads_begin, loads_choose, loads_count_anew, loads_rebalance,
+    loads_release,
+)
 from ubond._evidence cimport SEEN_ANY, SEEN_ANSWER, SEEN_OWN, SEEN_REPLY, see
 from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_membership_report, is_unicast_to, kind_of
 from ubond._hash cimport xmit_hash
@@ -117,6 +121,60 @@ cdef inline int by_hash(fp_worker* w, const uint8_t* packet, uint32_t length) no
     return w.able[xmit_hash(packet + VNET_LEN, length - VNET_LEN, w.table.policy) % w.n_able]
 
 
+cdef inline int by_load(fp_worker* w, const uint8_t* packet, uint32_t length, uint32_t cost) noexcept nogil:
+    """The slave for a frame in balance-tlb: the active one, or whom its slot or its hash says.
+
+    `cost`: how many bytes it adds to what is counted.
+    """
+    cdef int port
+    if not is_balanced(packet + VNET_LEN, length - VNET_LEN):
+        if w.table.dynamic:
+            w.loads.unbalanced += cost
+        return w.active if w.active >= 0 else NOBODY
+    if not w.table.dynamic:
+        return by_hash(w, packet, length)
+    port = loads_choose(&w.loads, xmit_hash(packet + VNET_LEN, length - VNET_LEN, w.table.policy), w.n_able,
+                        w.able_port, w.able_speed, cost)
+    return NOBODY if port == FREE else w.slave_of[port]
+
+
+cdef inline int active_port(fp_worker* w) noexcept nogil:
+    return w.table.port[w.active] if w.active >= 0 else -1
+
+
+cdef inline void put_source(fp_worker* w, int slave, uint8_t* packet) noexcept nogil:
+    """Where all send, each slave but the active one puts its own MAC in: the switch knows the bond's at one port."""
+    if slave != NOBODY and slave != w.active:
+        memcpy(packet + VNET_LEN + 6, w.table.mac[slave], 6)
+
+
+cdef void put_source_again(fp_worker* w, int slave, uint8_t* packet) noexcept nogil:
+    """The same for a frame that waited for another slave: on the active one what that had put in goes out again."""
+    cdef uint32_t i
+    if slave != w.active:
+        put_source(w, slave, packet)
+        return
+    for i in range(w.table.n):
+        if is_unicast_to(packet + VNET_LEN + 6, w.table.mac[i]):
+            memcpy(packet + VNET_LEN + 6, w.table.address, 6)
+            return
+
+
+cdef void choose_by_load(fp_worker* w) noexcept nogil:
+    """2 in balance-tlb."""
+    cdef uint32_t i
+    if w.table.dynamic:
+        loads_rebalance(&w.loads, w.table.rebalance, active_port(w), fp_now())
+    for i in range(w.n_out):
+        w.to[i] = by_load(w, w.out[i], w.out_length[i], w.out_length[i] - VNET_LEN)
+        put_source(w, w.to[i], w.out[i])
+
+
+cdef inline bint selects(fp_worker* w) noexcept nogil:
+    """Whether the mode has an active slave that another can stand in for."""
+    return w.table.spread == SINGLE or w.table.spread == LOAD
+
+
 cdef inline int assigned(fp_worker* w, int tap) noexcept nogil:
     """The slave whose `queue_id` is this TAP queue, if it can transmit, or NOBODY."""
     cdef int slave
@@ -134,6 +192,9 @@ cdef void choose_slaves(fp_worker* w, int tap) noexcept nogil:
     if w.table.spread == HASH:
         for i in range(w.n_out):
             w.to[i] = by_hash(w, w.out[i], w.out_length[i])
+        return
+    if w.table.spread == LOAD:
+        choose_by_load(w)
         return
     one = assigned(w, tap)
     if one == NOBODY and w.table.spread == ROUND_ROBIN:
@@ -259,11 +320,19 @@ cdef inline void arm_retry(fp_worker* w) noexcept nogil:
 cdef void find_able(fp_worker* w) noexcept nogil:
     """List the slaves that can transmit, in enslave order, after the table or what is dead changed."""
     cdef uint32_t slave
+    cdef uint64_t ports = 0
     w.n_able = 0
     for slave in range(w.table.n):
         if usable(w, slave):
             w.able[w.n_able] = slave
+            w.able_port[w.n_able] = w.table.port[slave]
+            w.able_speed[w.n_able] = w.table.speed[slave]
+            w.slave_of[w.table.port[slave]] = slave
+            ports |= 1ULL << w.table.port[slave]
             w.n_able += 1
+    if w.table.spread == LOAD and loads_release(&w.loads, ports):
+        loads_count_anew(&w.loads, w.table.rebalance, active_port(w))      # a newcomer gets its share at once
+        w.loads.at = fp_now()
 
 
 cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
@@ -276,7 +345,7 @@ cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
         return
     w.dead |= 1ULL << slave
     find_able(w)
-    if w.table.spread == SINGLE and slave == w.active and w.table.hold:
+    if selects(w) and slave == w.active and w.table.hold:
         if not known:
             tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY, 0)
             p.backlog.waits = MOVE
@@ -292,7 +361,7 @@ cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
     """Replace the active slave if it is the dead one, and tell control."""
     cdef uint32_t i
     cdef int next = NOBODY
-    if w.table.spread == SINGLE and slave == w.active:
+    if selects(w) and slave == w.active:
         for i in range(w.table.n_succession):
             if not w.dead >> w.table.succession[i] & 1:
                 next = w.table.succession[i]
@@ -308,10 +377,14 @@ cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
 
 cdef inline int heir(fp_worker* w, const uint8_t* packet, uint32_t length, uint32_t start) noexcept nogil:
     """Who gets a frame that waited for a slave, or NOBODY: whom the mode has for it without that one."""
+    cdef int next
     if w.table.spread == SINGLE:
         return w.active if w.active >= 0 and not w.dead >> w.active & 1 else NOBODY
     if w.table.spread == HASH:
         return by_hash(w, packet, length)
+    if w.table.spread == LOAD:
+        next = by_load(w, packet, length, 0)
+        return NOBODY if next == NOBODY or w.dead >> next & 1 else next
     return next_usable(w, start)
 
 
@@ -337,6 +410,8 @@ cdef void redirect(fp_worker* w, fp_port* p, uint32_t start) noexcept nogil:
         else:
             to[i] = heir(w, took.bytes + took.offset[i], took.length[i], start)
             w.no_slave += to[i] == NOBODY
+            if w.table.spread == LOAD and to[i] != NOBODY:
+                put_source_again(w, to[i], took.bytes + took.offset[i])
     for slave in range(<int>w.table.n):
         n = 0
         for i in range(took.n):
@@ -657,6 +732,7 @@ cdef void furnish(fp_worker* w, fp_shared* s) noexcept nogil:
     cdef uint32_t i
     w.shared = s
     w.active = w.stand_in = -1
+    loads_begin(&w.loads)
     w.rx_burst = BATCH
     w.tx_burst = 1
     w.tap_armed = True
@@ -713,11 +789,11 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
         receive_what_came(w)
     w.table = new
     w.dead = 0
-    find_able(w)
     if new.active >= 0 and (w.active < 0 or old is NULL or old.port[w.active] != new.port[new.active]):
         w.shared.port[new.port[new.active]].first_tx = 0
     w.active = new.active
     w.provisional = False
+    find_able(w)
     store_int(&w.stand_in, -1)
     for i in range(MAX_SLAVES):
         p = &w.shared.port[i]
@@ -750,7 +826,9 @@ cdef inline int slave_of_port(const fp_table* t, uint32_t port) noexcept nogil:
 
 
 cdef inline bint has_a_turn(fp_worker* w, int slave) noexcept nogil:
-    """Whether the mode may choose this slave at all."""
+    """Whether what waits for this slave may go on waiting: in LOAD its source MAC may be another's now."""
+    if w.table.spread == LOAD:
+        return False
     return slave == w.active if w.table.spread == SINGLE else usable(w, slave)
 
 
@@ -921,6 +999,7 @@ COUNTERS = (
 )
 """A slave's counters, in the order of `fp_counters`."""
 
+NO_PORT = FREE
 CARRIER, DEAD_LINK, TAP_GONE, REPORT = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE, NEWS_REPORT
 
 
@@ -1080,7 +1159,7 @@ cdef class Engine:
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
                 succession, uint32_t packets_per_slave, int policy, bint takeover, bint hold, uint32_t divert,
-                bytes address, watch):
+                bytes address, watch, bint dynamic, int64_t rebalance, speeds, macs):
         """Make this the table of every later batch, in one step; return its generation."""
         cdef fp_table* t = <fp_table*>calloc(1, sizeof(fp_table))
         cdef fp_table* old
@@ -1101,6 +1180,11 @@ cdef class Engine:
                 t.queue_slave[queue] = slave + 1
         memcpy(t.address, <const uint8_t*>address, 6)
         fill_watch(&t.watch, watch)
+        t.dynamic, t.rebalance = dynamic, max(rebalance, <int64_t>MS)
+        for slave, speed in enumerate(speeds):
+            t.speed[slave] = speed
+        for slave, mac in enumerate(macs):
+            memcpy(t.mac[slave], <const uint8_t*><bytes>mac, 6)
         old = swap_table(&self.shared.table, t)
         old.older = self.retired
         self.retired = old
@@ -1199,6 +1283,23 @@ cdef class Engine:
         return [
             ((<const char*>b.bytes)[b.offset[i]:b.offset[i] + b.length[i]], bool(b.copied >> i & 1)) for i in range(b.n)
         ]
+
+    def loads(self):
+        """What balance-tlb has counted: (begun, unbalanced bytes, [(port, load)], [(port or FREE, sent, history)])."""
+        cdef fp_loads* l = &self.w.loads
+        cdef int i
+        return (l.at, l.unbalanced, [(i, l.load[i]) for i in range(LOAD_PORTS) if l.load[i]],
+                [(l.slot[i].port, l.slot[i].sent, l.slot[i].history) for i in range(LOAD_SLOTS)])
+
+    def recall_loads(self, int64_t at, uint64_t unbalanced, load, slots):
+        """Go on with what another engine counted.  Before anybody works."""
+        cdef fp_loads* l = &self.w.loads
+        cdef int i
+        l.at, l.unbalanced, l.able = at, unbalanced, ~<uint64_t>0
+        for i, bytes_a_second in load:
+            l.load[i] = bytes_a_second
+        for i, (port, sent, history) in enumerate(slots[:LOAD_SLOTS]):
+            l.slot[i].port, l.slot[i].sent, l.slot[i].history = port, sent, history
 
     def turn(self):
         """The round-robin counter."""
@@ -1343,6 +1444,39 @@ def frame_shows(bytes frame, watch, int slave):
     fill_watch(&w, watch)
     see(stamp, &w, slave, <const uint8_t*><const char*>frame, len(frame), 1)
     return [place_of(i) for i in range(STAMPS) if stamp[i]]
+
+
+def frame_is_balanced(bytes frame):
+    """Whether balance-tlb may send this frame on any slave."""
+    return bool(is_balanced(<const uint8_t*><const char*>frame, len(frame)))
+
+
+cdef class Balance:
+    """The loads of balance-tlb alone, by a clock of the caller's."""
+
+    cdef fp_loads loads
+
+    def __cinit__(self):
+        loads_begin(&self.loads)
+
+    def rebalance(self, int64_t every, int active, int64_t now):
+        """Count anew if `every` ns have passed; `active`: a port, or -1."""
+        loads_rebalance(&self.loads, every, active, now)
+
+    def release(self, uint64_t able):
+        """Only these ports can transmit now; True if one of them could not before."""
+        return bool(loads_release(&self.loads, able))
+
+    def choose(self, uint32_t hash, bytes ports, speeds, uint32_t length):
+        """The port for a frame, of those that can transmit; FREE if there is none."""
+        cdef uint32_t speed[MAX_SLAVES]
+        for i, each in enumerate(speeds):
+            speed[i] = each
+        return loads_choose(&self.loads, hash, len(ports), <const uint8_t*>ports, speed, length)
+
+    def pass_by(self, uint32_t length):
+        """A frame of this length was the active slave's."""
+        self.loads.unbalanced += length
 
 
 def frame_hash(bytes frame, int policy):

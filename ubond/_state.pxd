@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ubond._balance cimport fp_loads
 from ubond._sys cimport iovec, mmsghdr, pthread_mutex_t
 
 cdef enum:
@@ -23,6 +24,7 @@ cdef enum:
     ROUND_ROBIN = 1
     HASH = 2
     BROADCAST = 3
+    LOAD = 4
 
     MS = 1000000            # ns
 
@@ -48,7 +50,9 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     int active                      # index into `port`, or -1
     uint32_t n                      # slaves, in enslave order
     uint32_t packets_per_slave
-    int policy                      # which hash, in HASH
+    int policy                      # which hash, in HASH and LOAD
+    bint dynamic                    # in LOAD
+    int64_t rebalance               # ns, in LOAD
     bint takeover
     bint hold
     uint32_t divert                 # KIND_* bits
@@ -61,6 +65,8 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     uint8_t succession[MAX_SLAVES]
     uint8_t port[MAX_SLAVES]        # slave -> port number
     uint8_t queue_slave[256]        # TAP queue -> slave + 1, 0: none
+    uint32_t speed[MAX_SLAVES]      # Mb/s, in LOAD
+    uint8_t mac[MAX_SLAVES][6]      # a slave's own, in LOAD
 
 cdef extern from * nogil:
     fp_table* load_table "fp_load"(fp_table** p)
@@ -186,6 +192,10 @@ cdef struct fp_worker:              # one thread
     uint64_t dead                   # slaves found dead under this table
     uint32_t n_able                 # the others of it that can transmit, in order
     uint8_t able[MAX_SLAVES]
+    uint8_t able_port[MAX_SLAVES]   # of the same ones, and their speeds
+    uint32_t able_speed[MAX_SLAVES]
+    uint8_t slave_of[MAX_SLAVES]    # port -> slave of the table, of those that can transmit
+    fp_loads loads
     int active                      # as the table says, or provisionally another, or -1
     bint provisional
     int stand_in                    # port of the provisionally active slave, or -1

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from dataclasses import astuple, dataclass, field
 
-from ubond._fastpath import CARRIER, DEAD_LINK, REPORT, TAP_GONE, Engine
+from ubond._fastpath import CARRIER, DEAD_LINK, NO_PORT, REPORT, TAP_GONE, Engine
 from ubond.bond.evidence import Form, Sighting
 from ubond.bond.table import TxTable
 
@@ -67,9 +67,22 @@ class PortMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Loads:
+    """What the worker counts in balance-tlb since `at` (monotonic ns).
+
+    `slots`: of each the slave (empty: none), bytes sent since, bytes a second before.
+    """
+
+    at: int = 0
+    unbalanced: int = 0
+    load: dict[str, int] = field(default_factory=dict)
+    slots: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What worker and watch know beyond the table: by slave, round-robin counter, source MACs seen, counters
-    of slaves that have left."""
+    of slaves that have left, what balance-tlb has counted."""
 
     table: TxTable | None = None
     ports: dict[str, PortMemory] = field(default_factory=dict)
@@ -77,6 +90,7 @@ class Memory:
     totals: dict[str, int] = field(default_factory=dict)
     seen_macs: tuple[bytes, ...] = ()
     released: dict[str, int] = field(default_factory=dict)
+    loads: Loads = Loads()
 
 
 class Datapath:
@@ -138,12 +152,29 @@ class Datapath:
             for slave, port in self._ports.items()
         }
         return Memory(self._last, ports, engine.turn(), engine.totals(), tuple(engine.seen_macs()),
-                      self.released())  # fmt: skip
+                      self.released(), self._loads())  # fmt: skip
+
+    def _loads(self) -> Loads:
+        names = {port: slave for slave, port in self._ports.items()}
+        at, unbalanced, load, slots = self._engine.loads()
+        return Loads(
+            at,
+            unbalanced,
+            {names[port]: each for port, each in load if port in names},
+            tuple((names.get(port, ""), sent, history) for port, sent, history in slots) if at else (),
+        )
 
     def recall(self, memory: Memory) -> None:
         """Go on with what another worker knew, for the slaves that were added.  Before `start`."""
         self._released = dict(memory.released)
         self._engine.recall(memory.turn, memory.totals, memory.seen_macs)
+        if memory.loads.at:
+            self._engine.recall_loads(
+                memory.loads.at,
+                memory.loads.unbalanced,
+                [(self._ports[slave], load) for slave, load in memory.loads.load.items() if slave in self._ports],
+                [(self._ports.get(slave, NO_PORT), sent, history) for slave, sent, history in memory.loads.slots],
+            )
         for slave, port in self._ports.items():
             known = memory.ports.get(slave, PortMemory())
             self._heard[port] = {(form, slot): at for form, slot, at in known.told}
@@ -204,6 +235,10 @@ class Datapath:
             table.divert,
             table.address,
             astuple(table.watch),
+            table.dynamic,
+            table.rebalance,
+            [slave.speed for slave in table.slaves],
+            [slave.mac for slave in table.slaves],
         )
         self._last = table
         for name in set(names) - self._listening:

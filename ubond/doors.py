@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv6Address
 from typing import Any
@@ -44,7 +44,7 @@ from ubond.bond.events import (
     TakeAddresses,
 )
 from ubond.bond.reception import Reception, needed
-from ubond.bond.table import TxTable
+from ubond.bond.table import Spread, TxTable
 from ubond.datapath import Datapath
 from ubond.filters import read_lists
 from ubond.gates import GATE_MARK, closes_egress
@@ -168,6 +168,8 @@ class Doors(SlaveDoors):
         self._filtering = asyncio.Lock()
         self.ns_targets: tuple[IPv6Address, ...] = ()
         """Whose solicitations slaves must hear, whoever of them asks."""
+        self.shared_mac: frozenset[bytes] = frozenset()
+        """The bond's MAC where slaves have others: each must hear it before it has to be the active one."""
         self.offload = 0
         self._gso: tuple[int, int] | None = None
         self.bond_is_there = True
@@ -197,6 +199,7 @@ class Doors(SlaveDoors):
         match action:
             case PublishTable(table):
                 self._follow_queues(table)
+                self.shared_mac = frozenset({table.address}) if table.spread is Spread.LOAD else frozenset()
                 self.datapath.publish(table)
             case SetBondCarrier(carrier):
                 if self.bond_is_there:
@@ -339,6 +342,7 @@ class Doors(SlaveDoors):
         if not self.bond_is_there:
             return {}
         bond, slaves = await asyncio.to_thread(read_lists, self.index, self.tap.name), tuple(slaves)
+        bond = replace(bond, unicast=bond.unicast | self.shared_mac)
         vlans, targets = self._has_vlans(), self.ns_targets
         return {
             facts.name: needed(bond, filters_vlans=_filters_vlans(facts), vlans=vlans, ns_targets=targets)

@@ -153,6 +153,7 @@ class Service:
         self._hinted: dict[str, int] = {}
         self._scout = Scout(doors.netlink, self.index, lambda: self.bond.snapshot().targets, self._found)
         self._followed: tuple[object, ...] = ()
+        self._shared_mac: frozenset[bytes] = frozenset()
         self._follow_monitors()
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
@@ -628,6 +629,9 @@ class Service:
     def _finish(self, transaction: _Transaction) -> None:
         if not transaction.end.done():
             transaction.end.set_result(None)
+        if self.doors.shared_mac != self._shared_mac:
+            self._shared_mac = self.doors.shared_mac
+            self._filters_soon()
         self.on_change()
 
     def _tell(self, news: Log | ActiveChanged | Action) -> None:

@@ -59,6 +59,7 @@ class MacAddr(bytes):
 BROADCAST = MacAddr(b"\xff" * 6)
 
 ETH_IPV4, ETH_ARP, ETH_RARP, ETH_IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
+ETH_LOOPBACK = 0x9000
 TPID_8021Q, TPID_8021AD = 0x8100, 0x88A8
 #: The EtherTypes that announce a VLAN tag, as Linux knows them.
 TPIDS = frozenset({TPID_8021Q, TPID_8021AD})
@@ -173,6 +174,11 @@ def rarp_announcement(mac: MacAddr, tags: Tags = ()) -> bytes:
     guest that has moved.  A "request reverse" asking for its own address (RFC 903).
     """
     return encode_arp(Arp(RARP_REQUEST, mac, bytes(4), mac, bytes(4)), tags=tags)
+
+
+def learning_frame(mac: MacAddr, tags: Tags = ()) -> bytes:
+    """Show switches where `mac` is: to itself, under the type of Ethernet's configuration test, nothing in it."""
+    return encode_ethernet(Ethernet(mac, mac, ETH_LOOPBACK, bytes(46), tags))
 
 
 # ── IP, as far as the announcements need it ──────────────────────────────────────────

@@ -16,7 +16,7 @@ import pytest
 from tests.bond.pretend import Rig, nic
 from ubond import status
 from ubond.bond import events as ev
-from ubond.bond.options import IMPLEMENTED_MODES
+from ubond.bond.options import IMPLEMENTED_MODES, When, find
 from ubond.wire import MacAddr
 
 Row = dict[str, Any]
@@ -83,9 +83,16 @@ def play(rig: Rig, row: Row) -> None:
     elif state == "arp monitor, ns targets":
         rig.set(ns_ip6_target=",".join(row["link"][0]["linkinfo"]["info_data"]["ns_ip6_target"]))
     else:
+        down = any(find(name).when is When.DOWN for name in written)   # the recorder put it down for them
+        if down:
+            rig.do(ev.BondClosed())
         for name, (value, result) in written.items():
             assert result == "ok"
             rig.set(**{name: value})
+        if state == "mode options":
+            rig.set(miimon=row["sysfs"]["miimon"].strip())  # as here
+        if down:
+            rig.do(ev.BondOpened())
     if state == "several options":
         rig.set(updelay=row["sysfs"]["updelay"].strip())    # put back by the recorder, which did not write that down
     rig.run(100 if "going" in state else 4000)
@@ -108,3 +115,7 @@ def test_a_recorded_life_reads_as_it_did(life: list[Row]) -> None:
             play(rig, row)
         text = status.proc(rig.bond.snapshot(), "0")
         assert (row["state"], compared(text)) == (row["state"], compared(row["proc"]))
+        if row["mode"] == "balance-tlb" and "link" in row and rig.bond.snapshot().slaves:
+            recorded = [str(link["address"]) for link in row["link"]]
+            ours = [str(each.facts.mac) for each in rig.world.nics.values()]
+            assert (row["state"], recorded) == (row["state"], [str(rig.bond.snapshot().mac), *ours])

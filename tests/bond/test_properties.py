@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bond.pretend import Rig, mac, nic
-from ubond.bond import LinkState, Mode, Refused
+from ubond.bond import LinkState, Mode, Refused, teaching
 from ubond.bond import events as ev
 from ubond.bond.events import Action
 from ubond.bond.table import Spread
 
 NAMES = ("a", "b", "c")
-SPREADS = {Mode.BALANCE_RR: Spread.ROUND_ROBIN, Mode.BALANCE_XOR: Spread.HASH, Mode.BROADCAST: Spread.BROADCAST}
+SPREADS = {Mode.BALANCE_RR: Spread.ROUND_ROBIN, Mode.BALANCE_XOR: Spread.HASH, Mode.BROADCAST: Spread.BROADCAST,
+           Mode.BALANCE_TLB: Spread.LOAD}  # fmt: skip
 names = st.sampled_from(NAMES)
 ms = st.sampled_from(["0", "50", "100", "250", "1000"])
 
 OPTIONS = {
-    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor", "broadcast", "802.3ad"]),
+    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor", "broadcast", "balance-tlb", "802.3ad"]),
     "miimon": st.sampled_from(["0", "50", "100"]),
     "updelay": ms,
     "downdelay": ms,
@@ -120,6 +121,8 @@ def invariants(rig: Rig) -> None:
     assert shot.carrier or not any(slave.link is LinkState.UP for slave in shot.slaves)
     if shot.mode is Mode.ACTIVE_BACKUP:
         active_backup(rig)
+    elif shot.mode is Mode.BALANCE_TLB:
+        balance_tlb(rig)
     else:
         assert table.spread is SPREADS[shot.mode]
         assert all(row.receives for row in table.slaves)
@@ -150,6 +153,21 @@ def active_backup(rig: Rig) -> None:
             assert holders == [rig.sender]
         case _:
             assert len(holders) <= 1
+
+
+def balance_tlb(rig: Rig) -> None:
+    shot, table = rig.bond.snapshot(), rig.world.table
+    assert table is not None
+    assert table.spread is Spread.LOAD
+    assert not any(slave.backup for slave in shot.slaves)
+    macs = [slave.mac for slave in shot.slaves]
+    assert len(macs) == len(set(macs)), "the switch would see a MAC at two ports"
+    assert [row.mac for row in table.slaves] == [bytes(mac) for mac in macs]
+    if rig.sender is not None:
+        assert [slave.name for slave in shot.slaves if slave.mac == shot.mac] == [rig.sender]
+        receivers = [row.port for row in table.slaves if row.receives]
+        everybody = [slave.name for slave in shot.slaves]
+        assert receivers == (everybody if shot.options["all_slaves_active"] == 1 else [rig.sender])
 
 
 @settings(max_examples=400, deadline=None)
@@ -201,4 +219,8 @@ def test_doors_that_fail_are_survived(deeds: list[Deed], failing: list[int], str
 def test_time_alone_settles_every_bond(deeds: list[Deed]) -> None:
     rig = play(deeds, strict=False, check=lambda rig: None, fails=lambda action: 0)
     rig.run(400_000)
-    assert rig.bond.deadline() is None
+    due = rig.bond.deadline()
+    if rig.bond.snapshot().mode is Mode.BALANCE_TLB:
+        assert due == teaching.deadline(rig.bond.memory().state), "learning packets go on for ever"
+    else:
+        assert due is None

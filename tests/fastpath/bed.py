@@ -21,6 +21,11 @@ def frame(number: int = 0, *, dst: bytes = PEER, src: bytes = BOND, kind: int = 
     return (dst + src + struct.pack("!HI", kind, number)).ljust(size, b"\0")
 
 
+def own(slave: int) -> bytes:
+    """A slave's own MAC."""
+    return bytes((2, 0, 0, 0, 1, slave))
+
+
 def number(packet: bytes) -> int:
     """The number that `frame` put into the frame behind a virtio-net header."""
     return int(struct.unpack_from("!I", packet, 10 + 14)[0])
@@ -64,6 +69,8 @@ class Bed:
         able: str = "",
         receives: str | None = None,
         queue_ids: dict[int, int] | None = None,
+        speeds: dict[int, int] | None = None,
+        macs: dict[int, bytes] | None = None,
         wait: bool = True,
         **fields: object,
     ) -> TxTable:
@@ -73,10 +80,12 @@ class Bed:
         """
         n = len(self.wires)
         able = able or "".join(map(str, range(n)))
-        receives = (str(active) if spread is Spread.SINGLE else able) if receives is None else receives
+        selects = spread in (Spread.SINGLE, Spread.LOAD)
+        receives = (str(active) if selects else able) if receives is None else receives
         slaves = tuple(
-            TableSlave(f"s{i}", str(i) in able, str(i) in receives, (queue_ids or {}).get(i, 0)) for i in range(n)
-        )
+            TableSlave(f"s{i}", str(i) in able, str(i) in receives, (queue_ids or {}).get(i, 0),
+                       speed=(speeds or {}).get(i, 1000), mac=(macs or {}).get(i, own(i))) for i in range(n)
+        )  # fmt: skip
         succession = tuple(i for i in range(n) if i != active)
         settings = {"succession": succession, "address": BOND, **fields}
         table = TxTable(spread, slaves, active, **settings)  # type: ignore[arg-type]

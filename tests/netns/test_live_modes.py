@@ -206,6 +206,124 @@ def test_copies_of_a_peer_that_broadcasts_all_reach_the_bond(world: Crossed) -> 
         assert seen == {each: 2 for each in range(50)}
 
 
+# ── balance-tlb ──────────────────────────────────────────────────────────────────────
+
+TLB = ("--mode", "balance-tlb", "--xmit-hash-policy", "layer3+4")
+
+
+def active(bond: Bond) -> str:
+    return str(bond.info["active_slave"])
+
+
+@pytest.mark.parametrize("dynamic", ["1", "0"])
+def test_balance_tlb_spreads_flows_and_each_slave_sends_under_its_own_mac(world: Crossed, dynamic: str) -> None:
+    options = (*TLB, "-o", f"tlb_dynamic_lb={dynamic}")
+    with (
+        world.bond(*options, addresses=False) as bond,
+        Sniffer(world.peer, "p1") as one,
+        Sniffer(world.peer, "p2") as two,
+    ):
+        macs = {nic: world.host.mac(nic) for nic in world.nics}
+        assert macs[active(bond)] == str(bond.mac)
+        assert len(set(macs.values())) == 2
+        for nic in world.nics:
+            assert bond.slave(nic)["linkinfo"]["info_slave_data"]["state"] == "ACTIVE"
+        with world.host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as out:
+            out.bind(("bond0", 0))
+
+            def shared() -> bool:
+                """Whether a round of all flows leaves on both; by load they do when their weight is known."""
+                for each in range(FLOWS * 4):
+                    out.send(udp(each % FLOWS, each))
+                found: dict[str, list[Seen]] = {nic: [] for nic in macs}
+
+                def all_there() -> bool:
+                    for nic, sniffer in zip(found, (one, two), strict=True):
+                        found[nic] += filter(is_ours, sniffer.take())
+                    return sum(map(len, found.values())) == FLOWS * 4
+
+                wait_until(all_there, what="all frames")
+                for nic, frames in found.items():
+                    source = udp(0, 0)[6:12].hex(":") if nic == active(bond) else macs[nic]
+                    assert {bytes(seen.frame[6:12]).hex(":") for seen in frames} <= {source}
+                return min(map(len, found.values())) >= FLOWS
+
+            wait_until(shared, 25, "flows on both slaves")
+
+
+def test_balance_tlb_teaches_the_switch_and_again_after_a_change(world: Crossed) -> None:
+    with world.bond(*TLB, addresses=False) as bond, Sniffer(world.peer, "p1") as one, Sniffer(world.peer, "p2") as two:
+
+        def taught(sniffer: Sniffer, mac: str) -> bool:
+            return any(seen.kind == 0x9000 and bytes(seen.frame[6:12]).hex(":") == mac for seen in sniffer.take())
+
+        before = active(bond)
+        sniffers = {"eth1": one, "eth2": two}
+        other = next(nic for nic in world.nics if nic != before)
+        wait_until(lambda: taught(sniffers[before], str(bond.mac)), what="the active slave says who it is")
+        wait_until(lambda: taught(sniffers[other], world.host.mac(other)), what="and so does the other")
+        bond.set(f"active_slave={other}")
+        wait_until(lambda: taught(sniffers[other], str(bond.mac)), what="the new active slave")
+        assert world.host.mac(other) == str(bond.mac) != world.host.mac(before)
+
+
+def test_tcp_goes_on_while_the_slaves_of_balance_tlb_are_pulled_and_released(world: Crossed) -> None:
+    """Both ends receive on what is active there; the peer is an active-backup that hears all."""
+    world.ubond("up", "bond0", "p1", "p2", "--mode", "balance-rr", "--address", f"{THERE}/24", space=world.peer)
+    stream = None
+    try:
+        with world.bond(*TLB, "-o", "all_slaves_active=1", "--address", f"{HERE}/24", addresses=False) as bond:
+            stream = Stream(world)
+            mac, own = str(bond.mac), {nic: world.host.mac(nic) for nic in world.nics}
+
+            def goes_on() -> None:
+                count = stream.received
+                wait_until(lambda: stream.broken or stream.received > count + (1 << 20), what="TCP goes on")
+                assert not stream.broken
+
+            for _ in range(4):
+                goes_on()
+                pulled = active(bond)
+                world.pull(pulled)
+                bond.wait_link(pulled, "DOWN")
+                goes_on()
+                assert active(bond) != pulled
+                wait_until(lambda: world.host.mac(active(bond)) == mac, what="the bond's MAC has moved")
+                world.plug(pulled)
+                bond.wait_link(pulled, "UP")
+            leaving = active(bond)
+            world.ubond("remove", "bond0", leaving)
+            goes_on()
+            assert world.host.mac(leaving) == own[leaving]
+            assert str(bond.mac) == mac == world.host.mac(active(bond))
+            assert bond.ours["counters"]["no_slave"] == 0
+            lost = ("tx_congested", "tx_link_down", "tx_held_too_long", "tx_refused", "tx_unknown")
+            assert not {name for name in lost if bond.counters(active(bond))[name]}
+    finally:
+        if stream is not None:
+            stream.close()
+        world.ubond("down", "bond0", space=world.peer, check=False)
+        for port in (*world.nics, "p1", "p2"):
+            (world.host if port in world.nics else world.peer).ip("link", "set", port, "up")
+
+
+def test_numbered_frames_survive_pulls_in_balance_tlb(world: Crossed) -> None:
+    with world.bond(*TLB, addresses=False) as bond, Wires(world) as wires:
+        for cable in ("eth2", "eth1"):
+            for step in range(60):
+                wires.send(20)
+                if step == 30:
+                    numbers = wires.found[int(cable[3:]) - 1]
+                    wait_until(lambda found=numbers: wires.take() or found, what=f"{cable} has carried something")
+                    world.pull(cable)
+            bond.wait_link(cable, "DOWN")
+            world.plug(cable)
+            bond.wait_link(cable, "UP")
+        wires.wait()
+        assert len(wires.found[0]) + len(wires.found[1]) == wires.sent, "each frame on one cable"
+        assert bond.ours["counters"]["no_slave"] == 0
+
+
 # ── the mode of a running bond ───────────────────────────────────────────────────────
 
 STEPS = (

@@ -27,6 +27,7 @@ from ubond.bond import (
     probing,
     setters,
     targets,
+    teaching,
 )  # fmt: skip
 from ubond.bond.events import (
     VANISHED,
@@ -72,6 +73,7 @@ from ubond.bond.events import (
 from ubond.bond.membership import Taking
 from ubond.bond.monitor import MS, RESEND_EVERY, Grid, Rounds, look, look_at_once, unsettled
 from ubond.bond.options import OptionError, Refused
+from ubond.bond.slave import Slave
 from ubond.bond.snapshot import BondSnapshot
 from ubond.bond.state import MacKind, State
 from ubond.bond.table import TxTable
@@ -167,6 +169,7 @@ class Bond:
         self._warn_if_blind(out)
         self._settle(now, out)
         self._announce_if_due(now, out)
+        teaching.run(self._state, out)
         actions = out.actions()
         if actions:
             self._transactions.append((tuple(actions), out.recovery))
@@ -177,7 +180,7 @@ class Bond:
         if not self._state.up:
             return None
         times = [self._peers.deadline, self._reports.deadline, probing.deadline(self._state)]
-        times.append(damping.deadline(self._state))
+        times += [damping.deadline(self._state), teaching.deadline(self._state)]
         if self._pass_pending():
             times.append(self._grid.after(self._looked))
         return min((time for time in times if time is not None), default=None)
@@ -416,7 +419,7 @@ class Bond:
             out.news.append(ActiveChanged(old, new, out.changed or self._why_standing(), provisional))
         self._provisional = provisional and mode.selects
         if state.up and (moved or out.changed is not None):
-            self._begin_announcing(now, out)
+            self._begin_announcing(now, before, out)
 
     def _why_standing(self) -> str:
         state = self._state
@@ -424,12 +427,17 @@ class Bond:
             return f"{state.stand_in.name} stands in for {state.active.name}, which has lost its link"
         return "the link has returned in time"
 
-    def _begin_announcing(self, now: int, out: Transaction) -> None:
+    def _begin_announcing(self, now: int, before: Slave | None, out: Transaction) -> None:
         """Tell everybody of the new sender: the first round at once, the others by the clock."""
         state, mode, settings = self._state, modes.rules(self._state), self._state.settings
         self._peers.stop()
         self._reports.stop()
-        if mode.selects and state.sender is not None:
+        if mode.balances and state.sender is not None:
+            for slave in state.slaves:
+                if slave in (state.sender, before):
+                    teaching.teach(state, slave, out)
+            out.frames.append(AnnounceSeen(state.sender.name))
+        elif mode.selects and state.sender is not None:
             passes = max(1, settings.number("peer_notif_delay")) if settings.miimon else 1
             every = settings.miimon or settings.number("arp_interval")
             if self._peers.start(settings.number("num_unsol_na"), passes * every * MS, now):
@@ -504,8 +512,8 @@ class Bond:
             case SetBondMac():
                 out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
                 state.take_bond_mac(state.mac_before or state.mac)
-            case SendFrames(_, _, probing.PROBE):
-                pass  # a slave that cannot send will not be answered either
+            case SendFrames(_, _, probing.PROBE | teaching.LEARNING):
+                pass  # a slave that cannot send will not be answered either, nor found by anybody
             case PublishTable():
                 self._tell_again = True
                 out.log(Level.ERROR, f"The frame path did not take a table: {failed.error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ubond.bond import enslave, modes
+from ubond.bond import enslave, failover, modes
 from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
 from ubond.bond.options import FailOverMac
 from ubond.bond.slave import Slave
@@ -17,12 +17,13 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
     """Somebody gave the bond another MAC: the slaves take it too, or it is put back.
 
     With fail_over_mac the slaves' MACs are their own, so the bond's cannot be chosen; but
-    the first slave no longer gives it its own, as with the driver.
+    the first slave no longer gives it its own, as with the driver.  Where all send the active
+    slave takes it.
     """
     if mac == state.mac:
         return
-    before, kind = state.mac, state.mac_kind
-    if not mac.is_valid_unicast or modes.mac_policy(state) is not FailOverMac.NONE:
+    before, kind, balances = state.mac, state.mac_kind, modes.rules(state).balances
+    if not mac.is_valid_unicast or (modes.mac_policy(state) is not FailOverMac.NONE and not balances):
         state.mac_kind = MacKind.SET if mac.is_valid_unicast else kind
         out.moves.append(SetBondMac(before))
 
@@ -34,8 +35,11 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
         return
     state.take_bond_mac(mac)
     state.mac_kind = MacKind.SET
-    for slave in state.slaves:
-        state.set_slave_mac(slave, mac, out)
+    if balances:
+        failover.move_macs(state, failover.sender(state), out)
+    else:
+        for slave in state.slaves:
+            state.set_slave_mac(slave, mac, out)
 
     def recover(failed: ActionFailed, out: Transaction) -> None:
         out.log(Level.ERROR, f"The MAC of the bond stays {before}: {failed.error}")
@@ -45,7 +49,7 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
         done = {action.slave for action in failed.done if isinstance(action, SetSlaveMac)}
         for slave in state.slaves:
             if slave.name in done:
-                state.set_slave_mac(slave, before, out)
+                state.set_slave_mac(slave, slave.mac_before or before, out)
             elif slave.mac == mac:
                 slave.mac = slave.mac_before or before
 

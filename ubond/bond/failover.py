@@ -15,6 +15,7 @@ from ubond.bond.slave import Slave
 from ubond.bond.snapshot import LinkState
 from ubond.bond.state import MacKind, State
 from ubond.bond.transaction import Transaction
+from ubond.wire import MacAddr
 
 
 def best_by_prio(slaves: Sequence[Slave]) -> Slave | None:
@@ -166,13 +167,27 @@ def move_macs(state: State, new: Slave | None, out: Transaction) -> None:
                 state.set_slave_mac(holder, own, out)
 
 
+def spare_mac(state: State) -> MacAddr:
+    """A MAC for a slave whose own is taken: where all send, another's own that is not in use; else a random one.
+
+    Source: the driver, where it says `the slave hw address is in use by the bond`.
+    """
+    if modes.rules(state).balances:
+        used = {state.mac, *(slave.mac for slave in state.slaves)}
+        for slave in state.slaves:
+            if slave.held.mac not in used:
+                return slave.held.mac
+    return state.random_mac()
+
+
 def arrange_macs(state: State, out: Transaction) -> None:
     """Give all slaves the MACs that the present mode and fail_over_mac want, after either changed."""
     policy, keeper = modes.mac_policy(state), sender(state)
-    for slave in state.slaves:
+    # Whose own MAC is the bond's comes last: it gets one that nobody needs.
+    for slave in sorted(state.slaves, key=lambda slave: slave.held.mac == state.mac):
         if policy is FailOverMac.NONE:
             state.set_slave_mac(slave, state.mac, out)
         elif slave is not keeper or policy is FailOverMac.ACTIVE:
             clash = policy is FailOverMac.FOLLOW and slave.held.mac == state.mac
-            state.set_slave_mac(slave, state.random_mac() if clash else slave.held.mac, out)
+            state.set_slave_mac(slave, spare_mac(state) if clash else slave.held.mac, out)
     move_macs(state, keeper, out)

@@ -103,6 +103,12 @@ def _read_link(frame: bytes) -> _Link:
     return _Link(int.from_bytes(frame[16:18]), 18, int.from_bytes(frame[14:16]), True)
 
 
+def outer_type(frame: bytes) -> tuple[int, int]:
+    """The EtherType behind the outermost tag of a frame of at least 14 bytes, and where its header begins."""
+    link = _read_link(frame)
+    return link.ethertype, link.at
+
+
 def _carries_mpls(frame: bytes) -> bool:
     """Whether the type behind all tags of a tagged frame is MPLS."""
     at = 16

@@ -52,7 +52,7 @@ def take(state: State, event: EnslaveRequested, others: bool, out: Transaction) 
     if gives_mac:
         state.take_bond_mac(facts.mac)
         state.mac_kind = MacKind.STOLEN
-    set_mac = mac_for(state, facts, others)
+    set_mac = mac_for(state, facts, others, out)
     mtu = enslave.slave_mtu(state.mtu, enslave.room_for_tags(facts), strict=state.strict)
     if mtu == state.mtu and facts.max_mtu and not state.strict:
         out.log(
@@ -102,15 +102,19 @@ def _as_before(held: Held, facts: SlaveFacts, before: Held) -> Held:
     return replace(held, features=before.features, addr_gen_mode=before.addr_gen_mode)
 
 
-def mac_for(state: State, facts: SlaveFacts, others: bool) -> MacAddr | None:
+def mac_for(state: State, facts: SlaveFacts, others: bool, out: Transaction) -> MacAddr | None:
     """The MAC that a new slave gets, None if it keeps its own."""
-    match modes.mac_policy(state):
-        case FailOverMac.NONE:
-            return state.mac
-        case FailOverMac.FOLLOW if others and facts.mac == state.mac:
-            return state.random_mac()
-        case _:
-            return None
+    policy, balances = modes.mac_policy(state), modes.rules(state).balances
+    if policy is FailOverMac.NONE:
+        return state.mac
+    taken = facts.mac == state.mac or (balances and any(slave.mac == facts.mac for slave in state.slaves))
+    if policy is FailOverMac.ACTIVE or not others or not taken:
+        return None
+    spare = failover.spare_mac(state)
+    if balances:
+        text = f"the slave hw address is in use by the bond; giving it the hw address of {spare}"
+        out.log(Level.WARNING, text, facts.name)
+    return spare
 
 
 def give_up(state: State, taking: Taking, done: tuple[Action, ...], others: bool, out: Transaction) -> None:
@@ -178,8 +182,9 @@ def leave(state: State, slave: Slave, out: Transaction, why: str) -> None:
     state.slaves.remove(slave)
     if slave is state.probing.rotating:
         state.probing.rotating = None
-    # It has been made inactive by now, so the driver says `backup` whatever it was.
-    out.info("Releasing backup interface", slave.name)
+    # It has been made inactive by now, so the driver says `backup` whatever it was, but where all send.
+    role = "active" if modes.rules(state).balances else "backup"
+    out.info(f"Releasing {role} interface", slave.name)
     if slave is state.primary:
         state.primary = None  # the configured name stays, for when it comes back
     if (
@@ -196,9 +201,20 @@ def leave(state: State, slave: Slave, out: Transaction, why: str) -> None:
     if slave is state.active:
         failover.change_active(state, None, out, why)
         failover.select(state, out, why)
+    if modes.rules(state).balances:
+        _leave_mac(state, slave, out)
     if not state.slaves:
         state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)
     failover.update_carrier(state)
+
+
+def _leave_mac(state: State, slave: Slave, out: Transaction) -> None:
+    """Have whoever sends with the own MAC of a slave that has left take another."""
+    failover.move_macs(state, state.active, out)
+    for other in state.slaves:
+        if other.mac == slave.held.mac != state.mac:
+            free = other.held.mac not in (state.mac, *(each.mac for each in state.slaves))
+            state.set_slave_mac(other, other.held.mac if free else failover.spare_mac(state), out)
 
 
 def release(state: State, slave: Slave, out: Transaction) -> None:

@@ -24,32 +24,43 @@ IPPROTO_IGMP = 2
 class ModeRules:
     """How one mode behaves.
 
-    `selects`: one slave carries all traffic, the others are backups; only such a mode has
-    roles, a primary, a stand-in and announcements.  `moves_mac`: fail_over_mac means something.
+    `selects`: one slave has the bond's MAC and receives; only such a mode has a primary, a
+    stand-in and somebody to tell when that slave changes.  `balances`: the others send too, each
+    with a MAC of its own, so none is a backup, and learning packets say where which MAC is;
+    without it they are backups, and announcements say it.  `moves_mac`: fail_over_mac means something.
     `resends`: membership reports are sent again when the current slave changes.
     `spares_updelay`: without a slave that can transmit a returned link is taken at once.
     """
 
     spread: Spread
     selects: bool
+    balances: bool
     moves_mac: bool
     resends: bool
     spares_updelay: bool
+
+    @property
+    def backups(self) -> bool:
+        """All slaves but the active one wait."""
+        return self.selects and not self.balances
 
 
 RULES: Mapping[Mode, ModeRules] = MappingProxyType(
     {
         Mode.BALANCE_RR: ModeRules(
-            Spread.ROUND_ROBIN, selects=False, moves_mac=False, resends=True, spares_updelay=False
+            Spread.ROUND_ROBIN, selects=False, balances=False, moves_mac=False, resends=True, spares_updelay=False
         ),
         Mode.ACTIVE_BACKUP: ModeRules(
-            Spread.SINGLE, selects=True, moves_mac=True, resends=True, spares_updelay=True
+            Spread.SINGLE, selects=True, balances=False, moves_mac=True, resends=True, spares_updelay=True
         ),
         Mode.BALANCE_XOR: ModeRules(
-            Spread.HASH, selects=False, moves_mac=False, resends=False, spares_updelay=True
+            Spread.HASH, selects=False, balances=False, moves_mac=False, resends=False, spares_updelay=True
         ),
         Mode.BROADCAST: ModeRules(
-            Spread.BROADCAST, selects=False, moves_mac=False, resends=False, spares_updelay=False
+            Spread.BROADCAST, selects=False, balances=False, moves_mac=False, resends=False, spares_updelay=False
+        ),
+        Mode.BALANCE_TLB: ModeRules(
+            Spread.LOAD, selects=True, balances=True, moves_mac=False, resends=True, spares_updelay=True
         ),
     }
 )
@@ -61,6 +72,8 @@ def rules(state: State) -> ModeRules:
 
 def mac_policy(state: State) -> FailOverMac:
     """What happens to MACs at failover in the present mode."""
+    if rules(state).balances:
+        return FailOverMac.FOLLOW
     return state.settings.fail_over_mac if rules(state).moves_mac else FailOverMac.NONE
 
 
@@ -71,7 +84,7 @@ def may_stand_in(state: State) -> bool:
 def set_roles(state: State) -> None:
     """Give every slave the role that the mode has for it: one active, or all."""
     for slave in state.slaves:
-        if rules(state).selects:
+        if rules(state).backups:
             slave.backup = slave not in (state.active, state.probing.rotating)
         elif state.watches_carrier or not state.probes:
             slave.backup = False    # else probing gives each the role that its link has
@@ -84,7 +97,11 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
 
     def row(slave: Slave) -> TableSlave:
         receives = all_receive or slave is sender or (sender is None and slave is state.probing.rotating)
-        return TableSlave(slave.name, slave.can_transmit, receives, slave.queue_id)
+        if not mode.balances:
+            return TableSlave(slave.name, slave.can_transmit, receives, slave.queue_id)
+        return TableSlave(
+            slave.name, slave.can_transmit, receives, slave.queue_id, speed=slave.speed, mac=bytes(slave.mac)
+        )
 
     def index(slave: Slave) -> int:
         return state.slaves.index(slave)
@@ -97,7 +114,9 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
         packets_per_slave=state.settings.number("packets_per_slave"),
         policy=state.settings.number("xmit_hash_policy"),
         takeover=not state.strict,
-        hold=mac_policy(state) is not FailOverMac.NONE,
+        # Where all send, each has let in the bond's MAC already.
+        hold=mac_policy(state) is not FailOverMac.NONE and not mode.balances,
+        dynamic=state.settings.number("tlb_dynamic_lb") == 1 or not mode.balances,
         address=bytes(state.mac),
         watch=targets.watch(state),
     )

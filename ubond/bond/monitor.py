@@ -115,7 +115,7 @@ def look(state: State, slaves: Iterable[Slave], out: Transaction) -> None:
     found: list[tuple[Slave, Link]] = []
     for slave in slaves:
         role = ""
-        if modes.rules(state).selects:
+        if modes.rules(state).backups:
             role = "backup " if slave.backup else "active "
         link, lines = observe(slave.link, sees_link(state, slave), delays, ignore_updelay=ignore, role=role)
         for line in lines:

@@ -49,7 +49,9 @@ MODE_NAMES: Mapping[int, str] = MappingProxyType(
 )
 
 #: The modes that this version can run.
-IMPLEMENTED_MODES = frozenset({Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST})
+IMPLEMENTED_MODES = frozenset(
+    {Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST, Mode.BALANCE_TLB}
+)
 #: Modes that select one active slave: `primary`, `active_slave` and `prio` mean something.
 USES_PRIMARY = frozenset({Mode.ACTIVE_BACKUP, Mode.BALANCE_TLB, Mode.BALANCE_ALB})
 HASHING = frozenset({Mode.BALANCE_XOR, Mode.LACP, Mode.BALANCE_TLB, Mode.BALANCE_ALB})

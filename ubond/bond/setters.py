@@ -111,7 +111,8 @@ def _force_miimon(state: State, mode: Mode, out: Transaction) -> None:
 def set_fail_over_mac(state: State, option: Option, value: int | str, out: Transaction) -> None:
     state.settings.store("fail_over_mac", value)
     out.debug(f"Setting fail_over_mac to {word(option, int(value))} ({value})")
-    failover.arrange_macs(state, out)
+    if modes.rules(state).moves_mac:
+        failover.arrange_macs(state, out)
 
 
 def set_miimon(state: State, option: Option, value: int | str, out: Transaction) -> None:

@@ -80,6 +80,8 @@ class State:
     awaited: dict[str, Awaited] = field(default_factory=dict)
     repairs: dict[str, int] = field(default_factory=dict)
     probing: Probing = field(default_factory=Probing)
+    taught: int | None = None
+    """When learning packets were last sent (ns); None while the mode has none."""
 
     def find(self, name: str) -> Slave | None:
         return next((slave for slave in self.slaves if slave.name == name), None)
