@@ -32,7 +32,7 @@ from ubond.journal import Journal
 from ubond.managers import Managers
 from ubond.netlink import Netlink
 from ubond.paths import Lock
-from ubond.ports import TX_QUEUE, Tap, open_probe
+from ubond.ports import TX_QUEUE, TX_QUEUE_UNATTENDED, Tap, open_probe
 from ubond.recovery import give_back_all
 from ubond.sandbox import attempt
 from ubond.service import Service
@@ -369,7 +369,7 @@ async def assemble(spec: BondSpec, kit: Kit, lock: Lock) -> AsyncIterator[Desk]:
         stack.callback(tap.close)
         tap.set_carrier(False)
         doors = _doors(stack, spec, kit, tap, socket.if_nametoindex(spec.name), netlink, journal)
-        await netlink.set_txqlen(spec.name, TX_QUEUE)
+        await netlink.set_txqlen(spec.name, TX_QUEUE_UNATTENDED if kit.store.of_manager else TX_QUEUE)
         if spec.mac is not None:
             await netlink.set_mac(spec.name, spec.mac)
         device = await netlink.facts(spec.name)

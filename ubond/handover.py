@@ -45,9 +45,9 @@ _DESCRIPTORS_MAX = 253
 _LENGTH_MAX = 64 << 20
 #: Seconds that the old process stands still for a new one that does not become ready: at least, and
 #: longer while few frames come, at most.  At 20,000 a second the TAP has room for more than the least.
-PATIENCE, PATIENCE_MAX = 0.3, 1.0
+PATIENCE, PATIENCE_MAX = 0.06, 1.0
 #: Frames that the TAP surely has room for meanwhile.
-_ROOM = 6000
+_ROOM = 1600
 #: Seconds that the new one waits for the old one to finish what it is doing.
 WAIT = 30.0
 

@@ -16,13 +16,16 @@ LACKS: dict[str, dict[str, str]] = {
         "CAP_BPF": "queue_id needs CAP_BPF, and the container has it not (the refusal is in test_podman.py)",
         "other users": "CAP_SETUID and CAP_SETPCAP are not there to become somebody with fewer rights "
                        "(containers and users that have fewer are in test_podman.py)",
+        "cgroups": "systemd needs a cgroup of its own, and making one takes CAP_SYS_ADMIN",
         "mounts": "mounting takes CAP_SYS_ADMIN (a container without /dev/net/tun is in test_podman.py)",
     },
     "virtio": {
+        "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "virtio-net on one of QEMU's hubs segments nothing (TCP over such slaves is in test_guest.py)",
         "indexes": "an emulated NIC's index is the kernel's choice",
     },
     "e1000": {
+        "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "e1000 segments TCP over IPv4 and nothing else (TCP over such slaves is in test_guest.py)",
         "indexes": "an emulated NIC's index is the kernel's choice",
     },
