@@ -18,8 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what the host is in the tests of tests/netns (tests/netns/world.py); "
              "virtio and e1000 are for pytest in a guest (tests/guest/core.py)",
     )  # fmt: skip
+    parser.addoption("--workers", help="`--workers` of the bonds in tests/netns that do not say it themselves")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if chosen := config.getoption("--world"):
         os.environ["UBOND_WORLD"] = chosen
+    if workers := config.getoption("--workers"):
+        os.environ["UBOND_TEST_WORKERS"] = workers

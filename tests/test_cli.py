@@ -164,7 +164,8 @@ USAGE_ERRORS = {
     "no MAC": (["up", "bond0", "eth1", "--mac", "1:2"], "not a MAC address"),
     "multicast MAC": (["up", "bond0", "eth1", "--mac", "01:00:00:00:00:00"], "cannot be the address"),
     "MTU": (["up", "bond0", "eth1", "--mtu", "67"], "out of range"),
-    "workers": (["up", "bond0", "eth1", "--workers", "2"], "one worker"),
+    "workers": (["up", "bond0", "eth1", "--workers", "17"], "out of range"),
+    "no number of workers": (["up", "bond0", "eth1", "--workers", "two"], "nor auto"),
     "set without value": (["set", "bond0", "miimon"], "OPTION=VALUE"),
     "two formats": (["status", "--json", "--format", "table"], "not allowed with"),
 }

@@ -79,6 +79,10 @@ cdef int take_batch(fp_worker* w, int tap) noexcept nogil:
     return w.n_out
 
 
+cdef inline fp_port* port_of(fp_worker* w, int slave) noexcept nogil:
+    return &w.port[w.table.port[slave]]
+
+
 cdef inline bint usable(fp_worker* w, int slave) noexcept nogil:
     return (w.table.can_transmit & ~w.dead) >> slave & 1
 
@@ -102,8 +106,9 @@ cdef inline int round_robin(fp_worker* w) noexcept nogil:
         w.random = w.random * 6364136223846793005ULL + 1442695040888963407ULL
         id = <uint32_t>(w.random >> 33)
     else:
-        w.turn += 1
-        id = w.turn if n == 1 else w.turn / n
+        id = next_u32(&w.shared.turn)
+        if n > 1:
+            id = id / n
     return next_usable(w, id % w.table.n)
 
 
@@ -253,7 +258,7 @@ cdef uint32_t send_copies(fp_worker* w, int slave, bint copied) noexcept nogil:
 
     A busy slave keeps what it could not send yet; the others do not wait for it.
     """
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef uint32_t sent = 0
     cdef int end
     if p.backlog.waits == IDLE:
@@ -274,7 +279,7 @@ cdef void send_or_keep(fp_worker* w, int slave, uint32_t n) noexcept nogil:
 
     A dead link passes them on, including the frame that found it out; a busy one keeps them.
     """
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef uint32_t sent = 0
     cdef int end = BUSY
     cdef bint waited = p.backlog.waits != IDLE
@@ -338,27 +343,41 @@ cdef void find_able(fp_worker* w) noexcept nogil:
 cdef void fail_over(fp_worker* w, int slave) noexcept nogil:
     """A slave's link is dead: tell control, make the next of the succession provisionally
     active, and pass on what waits.  It stays so until the next table."""
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef bint known = w.dead >> slave & 1
+    cdef bint first
     if not w.table.takeover:            # as the driver: lost until a monitor notices
         drop_backlog(p, &p.count.tx_link_down)
         return
     w.dead |= 1ULL << slave
     find_able(w)
+    first = not known and is_first_to_know(w, p)
     if selects(w) and slave == w.active and w.table.hold:
         if not known:
-            tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY, 0)
+            if first:
+                tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY, 0)
             p.backlog.waits = MOVE
             p.backlog.since = fp_now()
             arm_retry(w)
             return
     elif not known:
-        stand_in(w, slave)
+        stand_in(w, slave, first)
     redirect(w, p, slave + 1)
 
 
-cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
-    """Replace the active slave if it is the dead one, and tell control."""
+cdef bint is_first_to_know(fp_worker* w, fp_port* p) noexcept nogil:
+    """Have the other workers follow; False if one of them has found this out before, under this table."""
+    cdef int i
+    if not raise_u64(&p.link.dead_under, w.table.generation):
+        return False
+    for i in range(w.shared.n_workers):
+        if w.shared.worker[i] != w:
+            fp_kick(w.shared.worker[i].kick)
+    return True
+
+
+cdef void stand_in(fp_worker* w, int slave, bint first) noexcept nogil:
+    """Replace the active slave if it is the dead one, and tell control if no other worker has."""
     cdef uint32_t i
     cdef int next = NOBODY
     if selects(w) and slave == w.active:
@@ -367,12 +386,15 @@ cdef void stand_in(fp_worker* w, int slave) noexcept nogil:
                 next = w.table.succession[i]
                 break
         if next != NOBODY:
+            w.taking = next
             receive_what_came(w)
+            w.taking = -1
             w.active = next
             w.provisional = True
-            w.shared.port[w.table.port[next]].first_tx = 0
+            port_of(w, next).first_tx = 0
             store_int(&w.stand_in, w.table.port[next])
-    tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY if next == NOBODY else w.table.port[next], 0)
+    if first:
+        tell(w.shared, NEWS_DEAD, w.table.port[slave], NOBODY if next == NOBODY else w.table.port[next], 0)
 
 
 cdef inline int heir(fp_worker* w, const uint8_t* packet, uint32_t length, uint32_t start) noexcept nogil:
@@ -440,7 +462,7 @@ cdef inline void clear_backlog(fp_port* p) noexcept nogil:
 
 cdef void serve_backlog(fp_worker* w, int slave) noexcept nogil:
     """Try again what waits for a slave: retry, the ordinary path for GSO, at last a counted drop."""
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef fp_backlog* b = &p.backlog
     cdef uint32_t sent = 0, i
     cdef int end = BUSY
@@ -484,15 +506,17 @@ cdef void serve_backlog(fp_worker* w, int slave) noexcept nogil:
 cdef void serve_backlogs(fp_worker* w) noexcept nogil:
     cdef uint32_t slave
     for slave in range(w.table.n):
-        if w.shared.port[w.table.port[slave]].backlog.waits != IDLE:
+        if port_of(w, slave).backlog.waits != IDLE:
             serve_backlog(w, slave)
 
 
 cdef void take_answers(fp_worker* w) noexcept nogil:
-    """The watch has answered: a dead slave is replaced even when nothing waits for it."""
+    """The watch has answered, or another worker knows: a dead slave is replaced even when nothing waits for it."""
     cdef uint32_t slave
+    cdef fp_port* p
     for slave in range(w.table.n):
-        if not w.dead >> slave & 1 and found_dead(&w.shared.port[w.table.port[slave]]):
+        p = port_of(w, slave)
+        if not w.dead >> slave & 1 and (found_dead(p) or load_u64(&p.link.dead_under) == w.table.generation):
             fail_over(w, slave)
 
 
@@ -500,7 +524,7 @@ cdef void take_answers(fp_worker* w) noexcept nogil:
 
 cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
     """1. Receive a batch from one slave and give the bond what is for it; return how many came."""
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef int i, n
     cdef uint32_t length, longest = 0
     cdef uint8_t* packet
@@ -527,10 +551,13 @@ cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
             pass
         elif receives:
             to_tap(w, p, i, length)
+        elif not (w.table.takeover and is_unicast_to(packet + VNET_LEN, w.table.address)):
+            p.count.rx_ignored += 1
+        elif slave == w.taking:     # unless a switch floods, it came nowhere else
+            to_tap(w, p, i, length)
         else:
             p.count.rx_ignored += 1
-            if w.table.takeover and is_unicast_to(packet + VNET_LEN, w.table.address):
-                doubt_active(w)
+            doubt_active(w)
     # Large packets, few at a time: what was received is still in cache when it is written.
     w.rx_burst = BATCH if longest * BATCH <= BATCH_BYTES else max(1, BATCH_BYTES / longest)
     return n
@@ -548,12 +575,12 @@ cdef void doubt_active(fp_worker* w) noexcept nogil:
     cdef int64_t now = fp_now()
     if w.active >= 0 and now - w.checked > CHECK_NS:
         w.checked = now
-        ask_watch(w, &w.shared.port[w.table.port[w.active]])
+        ask_watch(w, port_of(w, w.active))
 
 
 cdef void link_error(fp_worker* w, int slave) noexcept nogil:
     """A socket reports an error: read it away, it repeats until then, and ask whether the link lives."""
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     fp_take_socket_error(p.fd)
     if not w.dead >> slave & 1:
         if flags_prove_death(w, p):
@@ -565,7 +592,7 @@ cdef void link_error(fp_worker* w, int slave) noexcept nogil:
 cdef bint divert(fp_worker* w, int slave, const uint8_t* frame, uint32_t length) noexcept nogil:
     """3. Hand control a copy of what it asked for, as much as it will read; True if the bond must not see it."""
     cdef int kind = kind_of(frame, length) & w.table.divert
-    cdef fp_port* p = &w.shared.port[w.table.port[slave]]
+    cdef fp_port* p = port_of(w, slave)
     cdef fp_bucket* bucket
     cdef fp_diverted* slot
     cdef uint32_t head
@@ -660,11 +687,18 @@ cdef void receive_what_came(fp_worker* w) noexcept nogil:
     slave, and one that came to both is not taken twice.
     """
     cdef uint32_t slave
-    cdef int batch
     for slave in range(w.table.n):
-        for batch in range(DRAIN_BATCHES):
-            if forward_in(w, slave) == 0:
-                break
+        if <int>slave != w.taking:
+            receive_all(w, slave)
+    if w.taking >= 0:
+        receive_all(w, w.taking)    # last: what the old one has is older
+
+
+cdef void receive_all(fp_worker* w, int slave) noexcept nogil:
+    cdef int batch
+    for batch in range(DRAIN_BATCHES):
+        if forward_in(w, slave) == 0:
+            break
 
 
 # ── who sends through the bond ───────────────────────────────────────────────────────
@@ -731,12 +765,14 @@ cdef void furnish(fp_worker* w, fp_shared* s) noexcept nogil:
     cdef epoll_event event
     cdef uint32_t i
     w.shared = s
-    w.active = w.stand_in = -1
+    for i in range(MAX_SLAVES):
+        w.port[i].link = &s.link[i]
+    w.active = w.stand_in = w.taking = -1
     loads_begin(&w.loads)
     w.rx_burst = BATCH
     w.tx_burst = 1
     w.tap_armed = True
-    w.random = <uint64_t>fp_now() | 1
+    w.random = <uint64_t>fp_now() ^ <uint64_t>w | 1
     w.epoll = epoll_create1(EPOLL_CLOEXEC)
     w.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     w.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
@@ -790,13 +826,13 @@ cdef void follow_table(fp_worker* w) noexcept nogil:
     w.table = new
     w.dead = 0
     if new.active >= 0 and (w.active < 0 or old is NULL or old.port[w.active] != new.port[new.active]):
-        w.shared.port[new.port[new.active]].first_tx = 0
+        w.port[new.port[new.active]].first_tx = 0
     w.active = new.active
     w.provisional = False
     find_able(w)
     store_int(&w.stand_in, -1)
     for i in range(MAX_SLAVES):
-        p = &w.shared.port[i]
+        p = &w.port[i]
         found_dead(p)       # an answer from before the table is old news
         if p.backlog.waits == IDLE:
             continue
@@ -838,7 +874,7 @@ cdef inline bint tap_must_wait(fp_worker* w) noexcept nogil:
     if w.table.spread != SINGLE:
         return False
     for slave in range(w.table.n):
-        if w.shared.port[w.table.port[slave]].backlog.waits != IDLE:
+        if port_of(w, slave).backlog.waits != IDLE:
             return True
     return False
 
@@ -874,6 +910,8 @@ cdef void turn_of_port(fp_worker* w, uint32_t port, uint32_t events) noexcept no
     if slave < 0:
         return      # released since epoll named it
     if events & EPOLLIN:
+        if w.shared.n_workers > 1 and not for_the_bond(w, slave):
+            take_answers(w)     # another worker may have made it the active one
         forward_in(w, slave)
     if events & (EPOLLERR | EPOLLHUP):
         link_error(w, slave)
@@ -886,9 +924,7 @@ cdef void work(fp_worker* w) noexcept nogil:
     cdef uint64_t what
     while not load_int(&w.shared.stopping) and not load_int(&w.shared.pausing):
         arm_tap(w, not tap_must_wait(w))
-        store_int(&w.parked, 1)
         n = epoll_wait(w.epoll, events, EVENTS, -1)
-        store_int(&w.parked, 0)
         for i in range(n):
             if events[i].data.u64 == KICK_EVENT:
                 fp_drain(w.kick)    # before the table is read: the kick for one that comes after that must stay
@@ -919,46 +955,59 @@ cdef void tap_error(fp_worker* w, int tap) noexcept nogil:
 
 # ── the watch ────────────────────────────────────────────────────────────────────────
 
-cdef int read_link(fp_shared* s, fp_port* p) noexcept nogil:
+cdef int read_link(fp_shared* s, fp_link* l) noexcept nogil:
     """Whether a slave has a link: by ethtool, by its PHY, at last by the running flag.
 
     bonding.rst, use_carrier: 0 asks the PHY first.  An interface that has neither is
     believed its flags, one that is gone has no link.
     """
-    cdef int link = fp_mii_link(s.probe, p.index, p.name) if load_int(&s.by_mii) else -1
+    cdef int link = fp_mii_link(s.probe, l.index, l.name) if load_int(&s.by_mii) else -1
     if link < 0:
-        link = fp_carrier(s.probe, p.index, p.name)
+        link = fp_carrier(s.probe, l.index, l.name)
     if link < 0:
-        link = fp_mii_link(s.probe, p.index, p.name)
-    if link < 0 or (link and load_int(&p.reading) != 1):
+        link = fp_mii_link(s.probe, l.index, l.name)
+    if link < 0 or (link and load_int(&l.reading) != 1):
         # Some drivers answer from the PHY seconds before the kernel lets a frame through: a rise
         # is believed when the kernel says so too.  A fall is believed at once.
-        link = fp_flags(s.probe, p.index, p.name) == (IFF_UP | IFF_RUNNING)
+        link = fp_flags(s.probe, l.index, l.name) == (IFF_UP | IFF_RUNNING)
     return link
 
 
-cdef void look(fp_shared* s, fp_worker* w, uint32_t port) noexcept nogil:
-    """Read one slave's carrier; answer the worker's question, tell control of a change."""
-    cdef fp_port* p = &s.port[port]
-    cdef uint32_t question = load_u32(&p.question)
-    cdef int carrier
-    store_int(&p.poked, 0)
-    carrier = read_link(s, p)
-    if question != load_u32(&p.answered):
-        store_int(&p.answer, carrier)
-        store_u32(&p.answered, question)
-        fp_kick(w.kick)
-    if load_int(&p.open) and carrier != load_int(&p.reading):
-        store_int(&p.reading, carrier)
+cdef void look(fp_shared* s, uint32_t port) noexcept nogil:
+    """Read one slave's carrier; answer the workers' questions, tell control of a change."""
+    cdef fp_link* l = &s.link[port]
+    cdef fp_port* p
+    cdef uint32_t question[MAX_WORKERS]
+    cdef int carrier, i
+    store_int(&l.poked, 0)
+    for i in range(s.n_workers):
+        question[i] = load_u32(&s.worker[i].port[port].question)
+    carrier = read_link(s, l)
+    for i in range(s.n_workers):
+        p = &s.worker[i].port[port]
+        if question[i] != load_u32(&p.answered):
+            store_int(&p.answer, carrier)
+            store_u32(&p.answered, question[i])
+            fp_kick(s.worker[i].kick)
+    if load_int(&l.open) and carrier != load_int(&l.reading):
+        store_int(&l.reading, carrier)
         tell(s, NEWS_CARRIER, port, NOBODY, carrier)
 
 
-cdef inline bint is_asked(fp_port* p) noexcept nogil:
-    return load_int(&p.poked) or load_u32(&p.question) != load_u32(&p.answered)
+cdef inline bint is_asked(fp_shared* s, uint32_t port) noexcept nogil:
+    cdef fp_port* p
+    cdef int i
+    if load_int(&s.link[port].poked):
+        return True
+    for i in range(s.n_workers):
+        p = &s.worker[i].port[port]
+        if load_u32(&p.question) != load_u32(&p.answered):
+            return True
+    return False
 
 
-cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
-    """Poll every slave's carrier each interval, and at once where the worker asks."""
+cdef void watch(fp_shared* s, int timer) noexcept nogil:
+    """Poll every slave's carrier each interval, and at once where a worker asks."""
     cdef epoll_event events[2]
     cdef epoll_event event
     cdef int epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -981,8 +1030,8 @@ cdef void watch(fp_shared* s, fp_worker* w, int timer) noexcept nogil:
             else:
                 fp_drain(s.watch_kick)
         for port in range(MAX_SLAVES):
-            if load_int(&s.port[port].open) and (all_of_them or is_asked(&s.port[port])):
-                look(s, w, port)
+            if load_int(&s.link[port].open) and (all_of_them or is_asked(s, port)):
+                look(s, port)
         if all_of_them or interval != load_i64(&s.interval):
             interval = load_i64(&s.interval)
             fp_arm(timer, interval)
@@ -1004,55 +1053,64 @@ CARRIER, DEAD_LINK, TAP_GONE, REPORT = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE, N
 
 
 cdef class Engine:
-    """One bond's worker and watch.  `datapath` is its only caller.
+    """One bond's workers and watch.  `datapath` is its only caller.
 
-    Two threads enter it, one in `work()` and one in `watch()`; all other methods belong
+    One thread for each worker enters it in `work(i)`, and one in `watch()`; all other methods belong
     to the control thread.  Descriptors stay the caller's: it closes them, those of a
     removed port only when `passed()` says that no batch can hold them.
     """
 
     cdef fp_shared shared
-    cdef fp_worker* w
     cdef fp_table* retired          # replaced, and perhaps still in use; newest first
     cdef int watch_timer
 
-    def __cinit__(self, taps, int probe):
+    def __cinit__(self, taps, int probe, int workers=1):
         """`taps`: (descriptor, queue number) of each TAP queue; `probe`: a datagram socket for ioctls."""
-        cdef uint32_t i
         memset(&self.shared, 0, sizeof(self.shared))
         self.shared.probe = probe
         self.shared.board.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.shared.watch_kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         pthread_mutex_init(&self.shared.board.lock, NULL)
         self.watch_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
-        self.w = <fp_worker*>calloc(1, sizeof(fp_worker))
         self.shared.table = <fp_table*>calloc(1, sizeof(fp_table))
-        if self.w is NULL or self.shared.table is NULL:
+        if self.shared.table is NULL:
             raise MemoryError
         self.shared.table.active = -1
         self.shared.table.generation = 1
-        self._prepare_worker(taps)
-
-    cdef _prepare_worker(self, taps):
-        cdef fp_worker* w = self.w
-        if not get_memory(w):
-            raise MemoryError
-        furnish(w, &self.shared)
+        if not 0 < workers <= MAX_WORKERS:
+            raise ValueError(f"from 1 to {MAX_WORKERS} workers")
+        for _ in range(workers):
+            self._add_worker()
         for fd, queue in taps:
             self.add_tap(fd, queue)
-        follow_table(w)
+        for i in range(workers):
+            follow_table(self.shared.worker[i])
+
+    cdef _add_worker(self):
+        cdef fp_worker* w = <fp_worker*>calloc(1, sizeof(fp_worker))
+        if w is NULL:
+            raise MemoryError
+        if not get_memory(w):
+            give_memory_back(w)
+            free(w)
+            raise MemoryError
+        furnish(w, &self.shared)
+        self.shared.worker[self.shared.n_workers] = w
+        self.shared.n_workers += 1
 
     def __dealloc__(self):
-        cdef uint32_t i
+        cdef int i, k
+        cdef fp_worker* w
         cdef fp_table* table
-        if self.w is not NULL:
-            for i in range(MAX_SLAVES):
-                unmap_pages(self.shared.port[i].backlog.bytes, ARENA)
-            give_memory_back(self.w)
-            close(self.w.epoll)
-            close(self.w.kick)
-            close(self.w.timer)
-            free(self.w)
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            for k in range(MAX_SLAVES):
+                unmap_pages(w.port[k].backlog.bytes, ARENA)
+            give_memory_back(w)
+            close(w.epoll)
+            close(w.kick)
+            close(w.timer)
+            free(w)
         while self.retired is not NULL:
             table = self.retired
             self.retired = table.older
@@ -1063,28 +1121,39 @@ cdef class Engine:
         close(self.watch_timer)
         pthread_mutex_destroy(&self.shared.board.lock)
 
+    cdef fp_worker* _worker(self, int i) except NULL:
+        if not 0 <= i < self.shared.n_workers:
+            raise IndexError(i)
+        return self.shared.worker[i]
+
+    cdef _kick_workers(self):
+        cdef int i
+        for i in range(self.shared.n_workers):
+            fp_kick(self.shared.worker[i].kick)
+
     # ── threads ──
 
-    def work(self):
+    def work(self, int worker=0):
         """Forward frames until `stop` or `pause`; the calling thread does nothing else."""
+        cdef fp_worker* w = self._worker(worker)
         with nogil:
-            work(self.w)
+            work(w)
 
     def watch(self):
         """Poll carriers until `stop`; the calling thread does nothing else."""
         with nogil:
-            watch(&self.shared, self.w, self.watch_timer)
+            watch(&self.shared, self.watch_timer)
 
     def stop(self):
-        """Make both threads return."""
+        """Make all threads return."""
         store_int(&self.shared.stopping, 1)
-        fp_kick(self.w.kick)
+        self._kick_workers()
         fp_kick(self.shared.watch_kick)
 
     def pause(self):
         """Make `work` return between two batches: frames wait where they are, until somebody works again."""
         store_int(&self.shared.pausing, 1)
-        fp_kick(self.w.kick)
+        self._kick_workers()
 
     def resume(self):
         """`work` may be called again."""
@@ -1093,68 +1162,79 @@ cdef class Engine:
     # ── control ──
 
     def add_tap(self, int fd, int queue):
-        """Serve one more queue of the TAP."""
+        """Serve one more queue of the TAP: the workers take turns.  A worker writes to its first."""
         cdef epoll_event event
-        if self.w.n_taps == MAX_QUEUES:
-            raise ValueError(f"at most {MAX_QUEUES} queues")
-        self.w.tap[self.w.n_taps] = fd
-        self.w.tap_queue[self.w.n_taps] = queue
-        event.events = EPOLLIN if self.w.tap_armed else 0
-        event.data.u64 = TAP_EVENT + self.w.n_taps
-        self.w.n_taps += 1
-        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+        cdef fp_worker* w = self._worker(queue % self.shared.n_workers)
+        if w.n_taps == MAX_QUEUES:
+            raise ValueError(f"at most {MAX_QUEUES} queues for one worker")
+        w.tap[w.n_taps] = fd
+        w.tap_queue[w.n_taps] = queue
+        event.events = EPOLLIN if w.tap_armed else 0
+        event.data.u64 = TAP_EVENT + w.n_taps
+        w.n_taps += 1
+        if epoll_ctl(w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
             raise OSError(errno, "epoll_ctl")
 
-    def add_port(self, str name, int fd, int plain_fd):
-        """Take a slave's sockets; return the port number for `publish`."""
+    def add_port(self, str name, fds, int plain_fd):
+        """Take a slave's sockets, one that receives for each worker; return the port number for `publish`."""
         cdef uint32_t i
-        cdef fp_port* p
+        cdef fp_link* l
+        cdef int k
         cdef bytes raw = name.encode()
+        if len(fds) != self.shared.n_workers:
+            raise ValueError("one socket for each worker")
         for i in range(MAX_SLAVES):
-            p = &self.shared.port[i]
-            if not p.open and p.fd == 0:
+            l = &self.shared.link[i]
+            if not l.open and self.shared.worker[0].port[i].fd == 0:
                 break
         else:
             raise ValueError(f"at most {MAX_SLAVES} slaves")
-        memset(&p.count, 0, sizeof(p.count))
-        p.fd, p.plain_fd = fd, plain_fd
-        p.index = fp_index(fd)
-        p.first_tx = p.last_tx = p.last_rx = 0
-        memset(p.stamp, 0, sizeof(p.stamp))
-        p.reading = -1
-        p.question = p.answered = 0
-        p.answer = ALIVE
-        self._name(p, raw)
-        store_int(&p.open, 1)
+        l.index = fp_index(fds[0])
+        l.reading = -1
+        l.dead_under = 0
+        self._name(l, raw)
+        for k in range(self.shared.n_workers):
+            open_port(&self.shared.worker[k].port[i], fds[k], plain_fd)
+        store_int(&l.open, 1)
         return i
 
-    cdef _name(self, fp_port* p, bytes raw):
-        memset(p.name, 0, 16)
-        strncpy(p.name, raw, 15)
+    cdef _name(self, fp_link* l, bytes raw):
+        memset(l.name, 0, 16)
+        strncpy(l.name, raw, 15)
 
     def rename_port(self, int port, str name):
         """The slave's interface has another name now."""
-        self._name(&self.shared.port[port], name.encode())
+        self._name(&self.shared.link[port], name.encode())
 
     def listen(self, int port):
         """Begin to receive on a port, once a published table names it."""
         cdef epoll_event event
+        cdef fp_worker* w
         event.events = EPOLLIN
         event.data.u64 = port
-        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, self.shared.port[port].fd, &event) < 0:
-            raise OSError(errno, "epoll_ctl")
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            if epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.port[port].fd, &event) < 0:
+                raise OSError(errno, "epoll_ctl")
 
     def ignore(self, int port):
         """Stop receiving and watching; the published table no longer names the port."""
-        store_int(&self.shared.port[port].open, 0)
-        epoll_ctl(self.w.epoll, EPOLL_CTL_DEL, self.shared.port[port].fd, NULL)
+        cdef fp_worker* w
+        store_int(&self.shared.link[port].open, 0)
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.port[port].fd, NULL)
 
     def remove_port(self, int port):
-        """Forget a port that the worker has passed; its descriptors may be closed now.  Return its counters."""
-        cdef fp_port* p = &self.shared.port[port]
-        p.count.rx_left = fp_empty(p.fd)
+        """Forget a port that the workers have passed; its descriptors may be closed now.  Return their counters."""
+        cdef fp_port* p
+        for i in range(self.shared.n_workers):
+            p = &self.shared.worker[i].port[port]
+            p.count.rx_left = fp_empty(p.fd)
         counters = self.counters(port)
-        p.fd = p.plain_fd = 0
+        for i in range(self.shared.n_workers):
+            p = &self.shared.worker[i].port[port]
+            p.fd = p.plain_fd = 0
         return counters
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
@@ -1189,7 +1269,7 @@ cdef class Engine:
         old.older = self.retired
         self.retired = old
         self._free_retired()
-        fp_kick(self.w.kick)
+        self._kick_workers()
         return t.generation
 
     cdef _free_retired(self):
@@ -1204,8 +1284,12 @@ cdef class Engine:
             free(table)
 
     cpdef bint passed(self, uint64_t generation):
-        """Whether the worker has left every table older than this one."""
-        return load_u64(&self.w.seen) >= generation
+        """Whether all workers have left every table older than this one."""
+        cdef int i
+        for i in range(self.shared.n_workers):
+            if load_u64(&self.shared.worker[i].seen) < generation:
+                return False
+        return True
 
     def generation(self):
         """Of the newest published table."""
@@ -1219,11 +1303,11 @@ cdef class Engine:
 
     def set_reading(self, int port, int carrier):
         """What control holds for a slave's carrier now: the watch tells only what differs."""
-        store_int(&self.shared.port[port].reading, carrier)
+        store_int(&self.shared.link[port].reading, carrier)
 
     def poke(self, int port):
         """Have the watch read this slave's carrier now."""
-        store_int(&self.shared.port[port].poked, 1)
+        store_int(&self.shared.link[port].poked, 1)
         fp_kick(self.shared.watch_kick)
 
     # ── what control reads ──
@@ -1249,51 +1333,82 @@ cdef class Engine:
 
     def expect_reports(self):
         """Have the next membership report told again: whoever calls this looks at the lists now."""
-        store_int(&self.w.reported, 0)
+        for i in range(self.shared.n_workers):
+            store_int(&self.shared.worker[i].reported, 0)
 
     def diverted(self):
-        """Take the diverted frames: (ns, port, kind, first bytes of the frame)."""
-        cdef fp_worker* w = self.w
+        """Take the diverted frames, by time: (ns, port, kind, first bytes of the frame)."""
+        cdef fp_worker* w
         cdef fp_diverted* slot
-        cdef uint32_t tail = w.divert_tail
+        cdef uint32_t tail
         found = []
-        while tail != load_u32(&w.divert_head):
-            slot = &w.divert[tail % DIVERT_RING]
-            found.append((slot.at, slot.port, slot.kind, slot.bytes[:slot.length]))
-            tail += 1
-            store_u32(&w.divert_tail, tail)
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            tail = w.divert_tail
+            while tail != load_u32(&w.divert_head):
+                slot = &w.divert[tail % DIVERT_RING]
+                found.append((slot.at, slot.port, slot.kind, slot.bytes[:slot.length]))
+                tail += 1
+                store_u32(&w.divert_tail, tail)
+        if self.shared.n_workers > 1:
+            found.sort(key=lambda one: one[0])
         return found
 
     def counters(self, int port):
-        """One slave's counters by name."""
-        cdef fp_port* p = &self.shared.port[port]
-        cdef const uint64_t* value = <const uint64_t*>&p.count
-        p.count.rx_overrun += fp_take_overrun(p.fd)
-        return {name: value[i] for i, name in enumerate(COUNTERS)}
+        """One slave's counters by name, as each worker has them."""
+        cdef fp_port* p
+        cdef const uint64_t* value
+        cdef int i
+        found = []
+        for i in range(self.shared.n_workers):
+            p = &self.shared.worker[i].port[port]
+            p.count.rx_overrun += fp_take_overrun(p.fd)
+            value = <const uint64_t*>&p.count
+            found.append({name: value[k] for k, name in enumerate(COUNTERS)})
+        return found
 
     def times(self, int port):
         """(first sent since it took over, last sent, last received) of a slave in monotonic ns, 0: never."""
-        cdef fp_port* p = &self.shared.port[port]
-        return p.first_tx, p.last_tx, p.last_rx
+        cdef fp_worker* w
+        cdef fp_port* p
+        cdef int64_t first = 0, last_tx = 0, last_rx = 0
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            p = &w.port[port]
+            last_tx, last_rx = max(last_tx, p.last_tx), max(last_rx, p.last_rx)
+            # A worker that has not followed yet may still hold the beginning of an earlier term.
+            if p.first_tx and (not first or p.first_tx < first) and load_u64(&w.seen) == self.shared.table.generation:
+                first = p.first_tx
+        return first, last_tx, last_rx
 
     def backlog(self, int port):
-        """The packets that wait for a slave, oldest first, and whether others have a copy.  Only while nobody works."""
-        cdef fp_backlog* b = &self.shared.port[port].backlog
-        cdef uint32_t i
-        return [
-            ((<const char*>b.bytes)[b.offset[i]:b.offset[i] + b.length[i]], bool(b.copied >> i & 1)) for i in range(b.n)
-        ]
+        """The packets that wait for a slave, oldest first: (packet, whether others have a copy, worker).
 
-    def loads(self):
-        """What balance-tlb has counted: (begun, unbalanced bytes, [(port, load)], [(port or FREE, sent, history)])."""
-        cdef fp_loads* l = &self.w.loads
+        Only while nobody works.
+        """
+        cdef fp_backlog* b
+        cdef uint32_t k
+        found = []
+        for i in range(self.shared.n_workers):
+            b = &self.shared.worker[i].port[port].backlog
+            for k in range(b.n):
+                found.append(((<const char*>b.bytes)[b.offset[k]:b.offset[k] + b.length[k]], bool(b.copied >> k & 1),
+                              i))
+        return found
+
+    def loads(self, int worker):
+        """What one worker has counted in balance-tlb.
+
+        (begun, unbalanced bytes, [(port, load)], [(port or FREE, sent, history)])
+        """
+        cdef fp_loads* l = &self._worker(worker).loads
         cdef int i
         return (l.at, l.unbalanced, [(i, l.load[i]) for i in range(LOAD_PORTS) if l.load[i]],
                 [(l.slot[i].port, l.slot[i].sent, l.slot[i].history) for i in range(LOAD_SLOTS)])
 
-    def recall_loads(self, int64_t at, uint64_t unbalanced, load, slots):
-        """Go on with what another engine counted.  Before anybody works."""
-        cdef fp_loads* l = &self.w.loads
+    def recall_loads(self, int worker, int64_t at, uint64_t unbalanced, load, slots):
+        """Have a worker go on with what another counted.  Before anybody works."""
+        cdef fp_loads* l = &self._worker(worker).loads
         cdef int i
         l.at, l.unbalanced, l.able = at, unbalanced, ~<uint64_t>0
         for i, bytes_a_second in load:
@@ -1303,63 +1418,89 @@ cdef class Engine:
 
     def turn(self):
         """The round-robin counter."""
-        return self.w.turn
+        return load_u32(&self.shared.turn)
 
-    def recall(self, uint32_t turn, dict totals, seen_macs):
-        """Go on with what another engine knew.  Before anybody works."""
+    def recall(self, uint32_t turn, totals, seen_macs):
+        """Go on with what another engine knew; `totals`: as `totals` returned them.  Before anybody works."""
+        cdef fp_worker* w
         cdef bytes mac
-        self.w.turn = turn
-        self.w.tap_frames = totals.get("tap_frames", 0)
-        self.w.tap_bytes = totals.get("tap_bytes", 0)
-        self.w.no_slave = totals.get("no_slave", 0)
-        self.w.runt = totals.get("runt", 0)
+        self.shared.turn = turn
+        for i, counted in enumerate(totals):
+            w = self._worker(i)
+            w.tap_frames = counted.get("tap_frames", 0)
+            w.tap_bytes = counted.get("tap_bytes", 0)
+            w.no_slave = counted.get("no_slave", 0)
+            w.runt = counted.get("runt", 0)
         for mac in seen_macs:
-            remember_source(self.w, <const uint8_t*>mac)
+            remember_source(self.shared.worker[0], <const uint8_t*>mac)
 
-    def recall_port(self, int port, dict counters, int64_t last_tx, int64_t last_rx, stamps, backlog):
+    def recall_port(self, int port, counters, int64_t last_tx, int64_t last_rx, stamps, backlog):
         """The same for a port that was just added; packets of its backlog are sent when work begins."""
-        cdef fp_port* p = &self.shared.port[port]
-        cdef uint64_t* value = <uint64_t*>&p.count
+        cdef fp_port* p
+        cdef uint64_t* value
+        cdef fp_worker* w
         cdef uint32_t place
         cdef bytes packet
-        for i, name in enumerate(COUNTERS):
-            value[i] = counters.get(name, 0)
+        for i, counted in enumerate(counters):
+            w = self._worker(i)
+            value = <uint64_t*>&w.port[port].count
+            for k, name in enumerate(COUNTERS):
+                value[k] = counted.get(name, 0)
+        p = &self.shared.worker[0].port[port]
         p.last_tx, p.last_rx = last_tx, last_rx
         for form, slot, at in stamps:
             place = form if form < SEEN_ANSWER else SEEN_ANSWER + (form - SEEN_ANSWER) * SLOTS + slot
             if 0 < place < STAMPS and 0 <= slot < SLOTS:
                 p.stamp[place] = at
-        for packet, copied in backlog:
+        for packet, copied, worker in backlog:
+            w = self._worker(worker % self.shared.n_workers)
+            p = &w.port[port]
             if not backlog_add(p, <uint8_t*><char*>packet, len(packet), copied):
                 p.count.tx_congested += 1
                 continue
             p.backlog.waits = LINK
             p.backlog.since = fp_now()
-            arm_retry(self.w)
+            arm_retry(w)
 
     def heard(self, int port):
         """What was last seen when on a slave: [(form, slot, monotonic ns)] of all that ever was."""
-        cdef fp_port* p = &self.shared.port[port]
-        cdef list found = [(SEEN_ANY, 0, p.last_rx)] if p.last_rx else []
-        cdef uint32_t i
-        for i in range(1, STAMPS):
-            if p.stamp[i]:
-                found.append((*place_of(i), p.stamp[i]))
+        cdef fp_port* p
+        cdef int64_t latest[STAMPS]
+        cdef list found
+        cdef int i, k
+        memset(latest, 0, sizeof(latest))
+        for i in range(self.shared.n_workers):
+            p = &self.shared.worker[i].port[port]
+            latest[SEEN_ANY] = max(latest[SEEN_ANY], p.last_rx)
+            for k in range(1, STAMPS):
+                latest[k] = max(latest[k], p.stamp[k])
+        found = []
+        for k in range(STAMPS):
+            if latest[k]:
+                found.append((*place_of(k), latest[k]))
         return found
 
     def waiting(self):
-        """Frames that wait in the worker for a link or a MAC."""
-        return sum(self.shared.port[i].backlog.n for i in range(MAX_SLAVES))
+        """Frames that wait in the workers for a link or a MAC."""
+        return sum(self.shared.worker[i].port[k].backlog.n for i in range(self.shared.n_workers) for k in range(MAX_SLAVES))
 
     def totals(self):
-        """The worker's own counters."""
-        cdef fp_worker* w = self.w
-        return {"tap_frames": w.tap_frames, "tap_bytes": w.tap_bytes, "no_slave": w.no_slave, "runt": w.runt}
+        """Each worker's own counters."""
+        cdef fp_worker* w
+        found = []
+        for i in range(self.shared.n_workers):
+            w = self.shared.worker[i]
+            found.append({"tap_frames": w.tap_frames, "tap_bytes": w.tap_bytes, "no_slave": w.no_slave, "runt": w.runt})
+        return found
 
     def standing_in(self):
-        """Port number of the slave that the worker made provisionally active, or None."""
-        cdef int port = load_int(&self.w.stand_in)
-        return None if port < 0 else port
+        """Port number of the slave that a worker made provisionally active, or None."""
+        cdef int port
+        for i in range(self.shared.n_workers):
+            port = load_int(&self.shared.worker[i].stand_in)
+            if port >= 0:
+                return port
+        return None
 
     def crash(self):
         """Write where nothing may be written, as a fault in this file would.  For tests."""
@@ -1369,14 +1510,25 @@ cdef class Engine:
 
     def seen_macs(self):
         """Source MACs other than the bond's that were seen sending through it."""
-        cdef uint32_t i
+        cdef uint32_t k
         cdef uint64_t mac
-        found = []
-        for i in range(SEEN):
-            mac = load_u64(&self.w.seen_mac[i])
-            if mac:
-                found.append((<uint8_t*>&mac)[:6])
-        return found
+        found = {}
+        for i in range(self.shared.n_workers):
+            for k in range(SEEN):
+                mac = load_u64(&self.shared.worker[i].seen_mac[k])
+                if mac:
+                    found[(<uint8_t*>&mac)[:6]] = True
+        return list(found)
+
+
+cdef void open_port(fp_port* p, int fd, int plain_fd):
+    """Begin a port anew; what it had allocated stays."""
+    memset(&p.count, 0, sizeof(p.count))
+    memset(p.stamp, 0, sizeof(p.stamp))
+    p.fd, p.plain_fd = fd, plain_fd
+    p.first_tx = p.last_tx = p.last_rx = 0
+    p.question = p.answered = 0
+    p.answer = ALIVE
 
 
 cdef tuple place_of(uint32_t i):

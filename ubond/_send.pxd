@@ -26,7 +26,7 @@ cdef enum:                  # answers of the watch
     ALIVE = 1
 
 cdef inline bint flags_prove_death(fp_worker* w, fp_port* p) noexcept nogil:
-    cdef int flags = fp_flags(w.shared.probe, p.index, p.name)
+    cdef int flags = fp_flags(w.shared.probe, p.link.index, p.link.name)
     return flags < 0 or (flags & (IFF_UP | IFF_RUNNING)) != (IFF_UP | IFF_RUNNING)
 
 cdef inline void ask_watch(fp_worker* w, fp_port* p) noexcept nogil:

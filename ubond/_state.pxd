@@ -9,6 +9,7 @@ from ubond._sys cimport iovec, mmsghdr, pthread_mutex_t
 cdef enum:
     MAX_SLAVES = 64         # bits of a mask
     MAX_QUEUES = 64
+    MAX_WORKERS = 16
     BATCH = 64              # frames taken before the world is looked at again ...
     BATCH_BYTES = 262144    # ... or bytes, whichever comes first
     FRAME_MAX = 66560       # 64 KiB of GSO, headers, tags, virtio-net header, rounded up
@@ -72,7 +73,7 @@ cdef extern from * nogil:
     fp_table* load_table "fp_load"(fp_table** p)
     fp_table* swap_table "fp_swap"(fp_table** p, fp_table* value)
 
-cdef struct fp_counters:            # written by the worker alone but for two, read any time
+cdef struct fp_counters:            # written by one worker but for two, read any time
     uint64_t tx_frames
     uint64_t tx_bytes
     uint64_t rx_frames
@@ -116,17 +117,21 @@ cdef struct fp_bucket:              # how many diverted frames of one kind Pytho
     int64_t filled_at
     uint32_t tokens
 
-cdef struct fp_port:                # one slave's sockets, from enslave to release
+cdef struct fp_link:                # one slave, from enslave to release: what all threads share
     int open
-    int fd                          # bypasses the qdisc: says at once when the link is gone
-    int plain_fd                    # the ordinary path, for what the bypass cannot do
     int index                       # of the interface: names change
     char name[16]
+    int poked                       # control -> watch: look now
+    int reading                     # watch: what control was told last, -1 nothing
+    uint64_t dead_under             # newest generation under which a worker found it dead
+
+cdef struct fp_port:                # one slave as one worker has it
+    fp_link* link
+    int fd                          # bypasses the qdisc: says at once when the link is gone
+    int plain_fd                    # the ordinary path, for what the bypass cannot do; all workers'
     uint32_t question               # worker -> watch: number of the newest question about the carrier
     uint32_t answered               # watch -> worker: the newest question it has answered
     int answer                      # watch -> worker: 0 gone, 1 there
-    int poked                       # control -> watch: look now
-    int reading                     # watch: what control was told last, -1 nothing
     int64_t first_tx                # ns, of the present term as the sending slave
     int64_t last_tx
     int64_t last_rx
@@ -163,6 +168,8 @@ cdef struct fp_diverted:
     uint8_t kind
     uint8_t bytes[DIVERT_BYTES]
 
+cdef struct fp_worker
+
 cdef struct fp_shared:              # one per bond
     fp_table* table                 # swapped by control
     fp_board board
@@ -170,9 +177,12 @@ cdef struct fp_shared:              # one per bond
     int64_t interval                # ns between polls, 0: none
     int by_mii                      # use_carrier 0: PHY registers before the carrier flag
     int stopping
-    int pausing                     # the worker alone is to return, between two batches
+    int pausing                     # the workers alone are to return, between two batches
     int probe                       # datagram socket for the two ioctls about links
-    fp_port port[MAX_SLAVES]
+    uint32_t turn                   # round-robin counter, of all workers: each may have a flow or none
+    int n_workers
+    fp_worker* worker[MAX_WORKERS]
+    fp_link link[MAX_SLAVES]
 
 cdef struct fp_worker:              # one thread
     fp_shared* shared
@@ -188,7 +198,6 @@ cdef struct fp_worker:              # one thread
     # What the table said, and what was found out since.
     const fp_table* table
     uint64_t seen                   # generation in use, read by control
-    int parked                      # in epoll: holds no table
     uint64_t dead                   # slaves found dead under this table
     uint32_t n_able                 # the others of it that can transmit, in order
     uint8_t able[MAX_SLAVES]
@@ -199,7 +208,7 @@ cdef struct fp_worker:              # one thread
     int active                      # as the table says, or provisionally another, or -1
     bint provisional
     int stand_in                    # port of the provisionally active slave, or -1
-    uint32_t turn                   # round-robin counter
+    int taking                      # the slave that is about to stand in, or -1
     uint64_t random
     int64_t checked                 # when the active slave was last asked about by reception
     uint32_t tx_burst               # frames taken at once: as many as there lately were
@@ -211,6 +220,8 @@ cdef struct fp_worker:              # one thread
     uint64_t runt
     uint64_t tap_frames
     uint64_t tap_bytes
+
+    fp_port port[MAX_SLAVES]
 
     # TAP -> slave: packets one behind the other in `arena`.
     uint8_t* arena

@@ -187,6 +187,16 @@ cdef extern from * nogil:
     #define fp_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
     #define fp_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
     #define fp_swap(p, v) __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST)
+    #define fp_next(p) __atomic_add_fetch(p, 1, __ATOMIC_RELAXED)
+
+    /* Raise a number to `value`: 1, or 0 if it was not below. */
+    static inline int fp_raise(uint64_t *p, uint64_t value) {
+        uint64_t was = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+        while (was < value)
+            if (__atomic_compare_exchange_n(p, &was, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+                return 1;
+        return 0;
+    }
     """
     int64_t fp_now()
     void fp_arm(int fd, int64_t ns)
@@ -207,6 +217,8 @@ cdef extern from * nogil:
     void store_u64 "fp_store"(uint64_t* p, uint64_t value)
     int64_t load_i64 "fp_load"(int64_t* p)
     void store_i64 "fp_store"(int64_t* p, int64_t value)
+    uint32_t next_u32 "fp_next"(uint32_t* p)
+    bint raise_u64 "fp_raise"(uint64_t* p, uint64_t value)
     const size_t FP_CONTROL
 
     struct iovec:

@@ -113,7 +113,8 @@ class Desk:
             "restarts": self.service.restarts,
             "strict": self.spec.strict,
             "bypass": self.spec.bypass,
-            "workers": 1,
+            "workers": datapath.workers,
+            "per_worker": datapath.shares(),
             "offloads": doors.tap.offload_names(doors.offload),
             "sandbox": self._kit.confined,
             "shortcomings": doors.shortcomings,
@@ -365,7 +366,7 @@ async def assemble(spec: BondSpec, kit: Kit, lock: Lock) -> AsyncIterator[Desk]:
         remarks = kit.managers.tell([slave.name for slave in spec.slaves])
 
         stack.callback(kit.store.clear)
-        tap = Tap(spec.name)
+        tap = Tap(spec.name, queues=spec.workers)
         stack.callback(tap.close)
         tap.set_carrier(False)
         doors = _doors(stack, spec, kit, tap, socket.if_nametoindex(spec.name), netlink, journal)
@@ -474,8 +475,9 @@ async def adopt(
         stack.callback(tap.close)
         journal = Journal(paths.runtime_dir(), document.files)
         doors = _doors(stack, document.spec, kit, tap, index, netlink, journal)
-        known = {slave: handover.sockets(descriptors, slave) for slave in document.doors.ports}
-        doors.recall(document.doors, {slave: pair for slave, pair in known.items() if pair is not None})
+        workers = document.spec.workers
+        known = {slave: handover.sockets(descriptors, slave, workers) for slave in document.doors.ports}
+        doors.recall(document.doors, {slave: socks for slave, socks in known.items() if socks is not None})
         for slave in document.bond.state.slaves:
             if slave.name not in doors.ports:
                 with contextlib.suppress(DoorError):  # gone: reconciled below
@@ -526,7 +528,8 @@ def _doors(
     """The doors of one bond with its datapath, which is not started yet."""
     probe = open_probe()
     stack.callback(probe.close)
-    datapath = Datapath(list(zip(tap.descriptors, count(), strict=False)), probe.fileno())
+    taps = list(zip(tap.descriptors, count(), strict=False))
+    datapath = Datapath(taps, probe.fileno(), spec.workers)
     doors = Doors(tap, index, netlink, journal, datapath, kit.steering, bypass=spec.bypass, gate=spec.gate)
     stack.callback(doors.close_ports)
     stack.callback(datapath.stop)

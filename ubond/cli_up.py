@@ -16,9 +16,12 @@ from typing import Any
 
 from ubond.bond.options import OPTIONS, Kind, Option, OptionError, apply_order, find
 from ubond.bond.settings import Settings, check_supported, check_when
-from ubond.bond.spec import GATES, BondSpec, SlaveSpec, SpecError, check_name
+from ubond.bond.spec import GATES, WORKERS_MAX, BondSpec, SlaveSpec, SpecError, check_name
 from ubond.cli_options import describe
 from ubond.wire import MacAddr, WireError
+
+#: Each has its own memory and sockets; more than these are left to people.
+WORKERS_AUTO = 4
 
 #: Capabilities that a bond needs, by their bit in CapEff.
 CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
@@ -92,7 +95,11 @@ def _add_running_arguments(group: Any) -> None:
         help="what keeps the slaves' own stacks from receiving and sending: classic BPF on a clsact qdisc, "
         "nftables netdev chains, or a private bridge (receiving only); auto takes the first that the kernel has",
     )  # fmt: skip
-    group.add_argument("--workers", metavar="N", type=int, default=1, help="threads that move frames (this version: 1)")
+    group.add_argument(
+        "--workers", metavar="N", type=_read_workers, default=1,
+        help=f"threads that move frames, 1 to {WORKERS_MAX}, or auto: as many as there are processors for them, "
+        f"at most {WORKERS_AUTO}; a flow stays with one (1)",
+    )  # fmt: skip
     group.add_argument(
         "--foreground", action="store_true",
         help="stay in the foreground and log to standard error: for containers and systemd (Type=notify)",
@@ -172,6 +179,15 @@ def _read_address(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
 
 
+def _read_workers(text: str) -> int:
+    if text == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_AUTO)
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of workers nor auto") from None
+
+
 def _read_mac(text: str) -> MacAddr:
     try:
         return MacAddr.parse(text)
@@ -188,8 +204,6 @@ def spec_from(args: argparse.Namespace) -> BondSpec:
     Every option is checked against its table and the mode, so that nothing has been touched
     when one turns out to be wrong.
     """
-    if args.workers != 1:
-        raise SpecError(f"workers {args.workers}: this version has one worker")
     options: dict[str, str] = {}
     of_slaves: dict[str, dict[str, str]] = {name: {} for name in args.slaves}
     for written in args.written:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
 from ubond._fastpath import CARRIER, DEAD_LINK, NO_PORT, REPORT, TAP_GONE, Engine
@@ -25,7 +26,7 @@ class CarrierRead:
 
 @dataclass(frozen=True, slots=True)
 class DeadLink:
-    """The worker found a slave's link dead; `stand_in` sends now, None when nobody does."""
+    """A worker found a slave's link dead; `stand_in` sends now, None when nobody does."""
 
     slave: str
     stand_in: str | None
@@ -52,8 +53,11 @@ News = CarrierRead | DeadLink | TapGone | GroupsReported
 
 @dataclass(frozen=True, slots=True)
 class PortMemory:
-    """What the worker knows of one slave: `waiting` are packets that could not be sent yet, and whether
+    """What the workers know of one slave: `waiting` are packets that could not be sent yet, and whether
     other slaves have a copy.
+
+    `shares`: the counters as each of several workers has them, `waiting_at`: with which of them a packet
+    waits; without these all is the first one's.
 
     `seen`: what was seen there when (form, slot, monotonic ns), `told`: as of the last `heard`.
     """
@@ -64,11 +68,13 @@ class PortMemory:
     seen: tuple[tuple[int, int, int], ...] = ()
     told: tuple[tuple[int, int, int], ...] = ()
     waiting: tuple[tuple[bytes, bool], ...] = ()
+    waiting_at: tuple[int, ...] = ()
+    shares: tuple[dict[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """What the worker counts in balance-tlb since `at` (monotonic ns).
+    """What a worker counts in balance-tlb since `at` (monotonic ns).
 
     `slots`: of each the slave (empty: none), bytes sent since, bytes a second before.
     """
@@ -81,8 +87,11 @@ class Loads:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What worker and watch know beyond the table: by slave, round-robin counter, source MACs seen, counters
-    of slaves that have left, what balance-tlb has counted."""
+    """What workers and watch know beyond the table: by slave, round-robin counter, source MACs seen, counters
+    of slaves that have left, what balance-tlb has counted, by worker.
+
+    `shares`: `totals` as each of several workers has them.
+    """
 
     table: TxTable | None = None
     ports: dict[str, PortMemory] = field(default_factory=dict)
@@ -90,73 +99,80 @@ class Memory:
     totals: dict[str, int] = field(default_factory=dict)
     seen_macs: tuple[bytes, ...] = ()
     released: dict[str, int] = field(default_factory=dict)
-    loads: Loads = Loads()
+    shares: tuple[dict[str, int], ...] = ()
+    loads: tuple[Loads, ...] = ()
 
 
 class Datapath:
-    """The worker and the watch of one bond."""
+    """The workers and the watch of one bond."""
 
-    def __init__(self, taps: list[tuple[int, int]], probe: int) -> None:
-        """`taps`: (descriptor, queue number); `probe`: descriptor of a datagram socket for ioctls."""
-        self._engine = Engine(taps, probe)
+    def __init__(self, taps: list[tuple[int, int]], probe: int, workers: int = 1) -> None:
+        """`taps`: (descriptor, queue number), at least one for each worker; `probe`: descriptor of a datagram
+        socket for ioctls."""
+        self._engine = Engine(taps, probe, workers)
+        self.workers = workers
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
         self._renamed: dict[str, str] = {}
         self._last: TxTable | None = None
         self._released: dict[str, int] = {}
         self._heard: dict[int, dict[tuple[int, int], int]] = {}
-        self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
+        self._working: list[threading.Thread] = []
         self._watch = threading.Thread(target=self._engine.watch, name="ubond-watch", daemon=True)
 
     def start(self) -> None:
-        self._worker.start()
+        self._work()
         self._watch.start()
+
+    def _work(self) -> None:
+        work = self._engine.work
+        self._working = [
+            threading.Thread(target=work, args=(number,), name=f"ubond-worker{number or ''}", daemon=True)
+            for number in range(self.workers)
+        ]
+        for thread in self._working:
+            thread.start()
 
     def stop(self) -> None:
         """Return when no thread touches a descriptor any more."""
         self._engine.stop()
-        for thread in (self._worker, self._watch):
+        for thread in (*self._working, self._watch):
             if thread.is_alive():
                 thread.join()
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether frames are moved, or will be seen by a worker that is about to end."""
+        return any(thread.is_alive() for thread in self._working)
 
     # ── another process goes on ──
 
     def pause(self) -> None:
-        """Stop the worker between two batches; frames wait in the TAP and the sockets."""
+        """Stop the workers between two batches; frames wait in the TAP and the sockets."""
         self._engine.pause()
-        self._worker.join()
+        for thread in self._working:
+            thread.join()
 
     @property
     def settled(self) -> bool:
-        """Whether the worker has followed the newest table: nothing by an older one is left to do."""
+        """Whether the workers have followed the newest table: nothing by an older one is left to do."""
         return self._engine.passed(self._engine.generation())
 
     def resume(self) -> None:
         """Go on after `pause`."""
         self._engine.resume()
-        self._worker = threading.Thread(target=self._engine.work, name="ubond-worker", daemon=True)
-        self._worker.start()
+        self._work()
 
     def memory(self) -> Memory:
-        """What another worker has to know to go on.  Exact after `pause`."""
-        engine, running = self._engine, self._worker.is_alive()
-        ports = {
-            slave: PortMemory(
-                counters=engine.counters(port),
-                last_tx=engine.times(port)[1],
-                last_rx=engine.times(port)[2],
-                seen=tuple(engine.heard(port)),
-                told=tuple((form, slot, at) for (form, slot), at in self._heard.get(port, {}).items()),
-                waiting=() if running else tuple(engine.backlog(port)),
-            )
-            for slave, port in self._ports.items()
-        }
-        return Memory(self._last, ports, engine.turn(), engine.totals(), tuple(engine.seen_macs()),
-                      self.released(), self._loads())  # fmt: skip
+        """What other workers have to know to go on.  Exact after `pause`."""
+        ports = {slave: self._port_memory(port) for slave, port in self._ports.items()}
+        return Memory(self._last, ports, self._engine.turn(), self.totals(), tuple(self._engine.seen_macs()),
+                      self.released(), self._shares(self._engine.totals()),
+                      tuple(self._loads(worker) for worker in range(self.workers)))  # fmt: skip
 
-    def _loads(self) -> Loads:
+    def _loads(self, worker: int) -> Loads:
         names = {port: slave for slave, port in self._ports.items()}
-        at, unbalanced, load, slots = self._engine.loads()
+        at, unbalanced, load, slots = self._engine.loads(worker)
         return Loads(
             at,
             unbalanced,
@@ -164,32 +180,58 @@ class Datapath:
             tuple((names.get(port, ""), sent, history) for port, sent, history in slots) if at else (),
         )
 
+    def _shares(self, each: list[dict[str, int]]) -> tuple[dict[str, int], ...]:
+        """For `Memory`: a single worker's is the sum, which is there anyway."""
+        return tuple(each) if self.workers > 1 else ()
+
+    def _port_memory(self, port: int) -> PortMemory:
+        engine = self._engine
+        _, last_tx, last_rx = engine.times(port)
+        waiting = [] if self._is_running else engine.backlog(port)
+        each = engine.counters(port)
+        return PortMemory(
+            counters=_sum(each),
+            shares=self._shares(each),
+            last_tx=last_tx,
+            last_rx=last_rx,
+            seen=tuple(engine.heard(port)),
+            told=tuple((form, slot, at) for (form, slot), at in self._heard.get(port, {}).items()),
+            waiting=tuple((packet, copied) for packet, copied, _ in waiting),
+            waiting_at=tuple(worker for _, _, worker in waiting),
+        )
+
     def recall(self, memory: Memory) -> None:
-        """Go on with what another worker knew, for the slaves that were added.  Before `start`."""
+        """Go on with what other workers knew, for the slaves that were added.  Before `start`."""
         self._released = dict(memory.released)
-        self._engine.recall(memory.turn, memory.totals, memory.seen_macs)
-        if memory.loads.at:
-            self._engine.recall_loads(
-                memory.loads.at,
-                memory.loads.unbalanced,
-                [(self._ports[slave], load) for slave, load in memory.loads.load.items() if slave in self._ports],
-                [(self._ports.get(slave, NO_PORT), sent, history) for slave, sent, history in memory.loads.slots],
-            )
+        self._engine.recall(memory.turn, memory.shares or (memory.totals,), memory.seen_macs)
+        for worker, loads in enumerate(memory.loads):
+            if loads.at:
+                self._recall_loads(worker, loads)
         for slave, port in self._ports.items():
             known = memory.ports.get(slave, PortMemory())
             self._heard[port] = {(form, slot): at for form, slot, at in known.told}
-            self._engine.recall_port(
-                port, known.counters, known.last_tx, known.last_rx, known.seen, known.waiting
-            )
+            at = (*known.waiting_at, *(0 for _ in known.waiting[len(known.waiting_at) :]))
+            waiting = [(*packet, worker) for packet, worker in zip(known.waiting, at, strict=False)]
+            counters = known.shares or (known.counters,)
+            self._engine.recall_port(port, counters, known.last_tx, known.last_rx, known.seen, waiting)
         if memory.table is not None and all(slave.port in self._ports for slave in memory.table.slaves):
             self.publish(memory.table)
+
+    def _recall_loads(self, worker: int, loads: Loads) -> None:
+        self._engine.recall_loads(
+            worker,
+            loads.at,
+            loads.unbalanced,
+            [(self._ports[slave], load) for slave, load in loads.load.items() if slave in self._ports],
+            [(self._ports.get(slave, NO_PORT), sent, history) for slave, sent, history in loads.slots],
+        )
 
     def add_queue(self, descriptor: int, queue: int) -> None:
         """Serve one more queue of the TAP."""
         self._engine.add_tap(descriptor, queue)
 
-    def add(self, slave: str, raw: int, plain: int) -> None:
-        """Take a slave's sockets.  Frames flow when a published table names it."""
+    def add(self, slave: str, raw: Sequence[int], plain: int) -> None:
+        """Take a slave's sockets, `raw` one for each worker.  Frames flow when a published table names it."""
         self._ports[slave] = self._engine.add_port(slave, raw, plain)
 
     def rename(self, old: str, new: str) -> None:
@@ -210,9 +252,9 @@ class Datapath:
         self._engine.ignore(port)
         self._listening.discard(slave)
         generation = self._engine.generation()
-        while not self._engine.passed(generation) and self._worker.is_alive():
+        while not self._engine.passed(generation) and self._is_running:
             await asyncio.sleep(0.0005)
-        for name, count in self._engine.remove_port(port).items():
+        for name, count in _sum(self._engine.remove_port(port)).items():
             self._released[name] = self._released.get(name, 0) + count
         self._heard.pop(port, None)
         del self._ports[slave]
@@ -331,7 +373,7 @@ class Datapath:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Counters of each slave, by name."""
-        return {slave: self._engine.counters(port) for slave, port in self._ports.items()}
+        return {slave: _sum(self._engine.counters(port)) for slave, port in self._ports.items()}
 
     def released(self) -> dict[str, int]:
         """Sums of the counters of slaves that have left."""
@@ -342,8 +384,16 @@ class Datapath:
         return self._engine.waiting()
 
     def totals(self) -> dict[str, int]:
-        """Counters of the worker: frames taken from the TAP, those with nowhere to go, runts."""
-        return self._engine.totals()
+        """Counters beside the slaves': frames taken from the TAP, those with nowhere to go, runts."""
+        return _sum(self._engine.totals())
+
+    def shares(self) -> list[dict[str, int]]:
+        """What each worker has counted: `totals`, and the sums over all slaves that there are."""
+        of_slaves = [self._engine.counters(port) for port in self._ports.values()]
+        found = self._engine.totals()
+        for worker, share in enumerate(found):
+            share |= _sum([each[worker] for each in of_slaves])
+        return found
 
     def times(self, slave: str) -> tuple[int, int, int]:
         """(first sent in its present term, last sent, last received), monotonic ns, 0: never."""
@@ -356,3 +406,7 @@ class Datapath:
     def seen_macs(self) -> list[bytes]:
         """Source MACs other than the bond's that were seen sending through it."""
         return self._engine.seen_macs()
+
+
+def _sum(each: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(one[name] for one in each) for name in each[0]} if each else {}

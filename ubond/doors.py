@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv6Address
@@ -148,6 +148,7 @@ class Memory:
     facts: dict[str, SlaveFacts] = field(default_factory=dict)
     ports: dict[str, Any] = field(default_factory=dict)
     offload: int = 0
+    steered: bool = False
 
 
 class Doors(SlaveDoors):
@@ -171,6 +172,7 @@ class Doors(SlaveDoors):
         self.shared_mac: frozenset[bytes] = frozenset()
         """The bond's MAC where slaves have others: each must hear it before it has to be the active one."""
         self.offload = 0
+        self._steered = False
         self._gso: tuple[int, int] | None = None
         self.bond_is_there = True
         """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
@@ -178,15 +180,15 @@ class Doors(SlaveDoors):
     def memory(self) -> Memory:
         """What other doors have to know to go on with these slaves."""
         ports = {slave: freeze(port) for slave, port in self.ports.items()}
-        return Memory(self.index, dict(self.gates), dict(self._facts), ports, self.offload)
+        return Memory(self.index, dict(self.gates), dict(self._facts), ports, self.offload, self._steered)
 
-    def recall(self, memory: Memory, sockets: Mapping[str, tuple[socket.socket, socket.socket]]) -> None:
-        """Go on with what other doors knew, for the slaves whose sockets (raw, plain) are here."""
-        self.offload = memory.offload
-        for slave, (raw, plain) in sockets.items():
-            port = self.ports[slave] = thaw(Port, memory.ports[slave], raw=raw, plain=plain)
-            self._facts[slave] = memory.facts[slave]
-            self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
+    def recall(self, memory: Memory, sockets: Mapping[str, Sequence[socket.socket]]) -> None:
+        """Go on with what other doors knew, for the slaves whose sockets (`Port.sockets`) are here."""
+        self.offload, self._steered = memory.offload, memory.steered
+        for slave, (raw, *others, plain) in sockets.items():
+            port = thaw(Port, memory.ports[slave], raw=raw, plain=plain, others=tuple(others))
+            self.ports[slave], self._facts[slave] = port, memory.facts[slave]
+            self._tell_datapath(port)
         self.gates.update(memory.gates)
         self.netlink.gates_closed(facts.index for slave, facts in memory.facts.items() if slave in memory.gates)
 
@@ -234,29 +236,32 @@ class Doors(SlaveDoors):
     def _follow_queues(self, table: TxTable) -> None:
         """Have a queue for every queue_id, and frames that nobody chose one for in the first."""
         wanted = max((slave.queue_id for slave in table.slaves), default=0) + 1
-        have = len(self.tap.descriptors)
-        if wanted <= have:
-            return
-        self._steering.to_first(self.tap.descriptors[0], self.tap.name)
-        for queue in range(have, wanted):
+        if wanted > 1 and not self._steered:
+            self._steering.to_first(self.tap.descriptors[0], self.tap.name)
+            self._steered = True
+        for queue in range(len(self.tap.descriptors), wanted):
             self.datapath.add_queue(self.tap.add_queue(), queue)
 
     # ── sockets ──
 
     async def _open_port(self, slave: str) -> None:
         facts = await self.netlink.glance(slave)
-        port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass)
+        workers = self.datapath.workers
+        port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass, workers=workers)
         try:
             self._facts[slave] = facts
             for wanted in (await self._receptions([facts])).values():
                 await asyncio.to_thread(port.let_in, wanted)
             await self._follow_offloads()
-            self.datapath.add(slave, port.raw.fileno(), port.plain.fileno())
+            self._tell_datapath(port)
         except BaseException:
             self._facts.pop(slave, None)
             port.close()
             raise
         self.ports[slave] = port
+
+    def _tell_datapath(self, port: Port) -> None:
+        self.datapath.add(port.name, [sock.fileno() for sock in port.raws], port.plain.fileno())
 
     async def _close_port(self, slave: str) -> None:
         if slave not in self.ports:
@@ -266,7 +271,7 @@ class Doors(SlaveDoors):
         await self.datapath.remove(slave)
         # Descriptors and memberships are gone at once, but the call returns only when no CPU can be
         # receiving on the socket, 10 ms later: off the loop, and nobody waits for it.
-        for sock in (port.raw, port.plain):
+        for sock in port.sockets:
             closing = asyncio.ensure_future(asyncio.to_thread(sock.close))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

@@ -1,19 +1,19 @@
 """Handing a running bond from one process to another: one document and the descriptors.
 
-The old process, asked over its control socket, stops its worker between two batches and sends all
+The old process, asked over its control socket, stops its workers between two batches and sends all
 that it knows.  Frames wait in the TAP and in the slaves' sockets, which stay open.
 
     new                                       old
-    {"request": "upgrade"}          ->        waits until nothing is under way, stops its worker
+    {"request": "upgrade"}          ->        waits until nothing is under way, stops its workers
                                     <-        document, descriptors
     {"handover": "prepared"}        ->
                                     <-        {"handover": "go"}
-    starts its worker
+    starts its workers
     {"handover": "forwarding"}      ->        ends without giving anything back
 
 Until it has said `go` the old process goes on by itself whatever happens to the new one; after that
 only if the connection ends, which says that the new one is dead or has given up.  So there are
-never two workers, and at most one moment without any.
+never two processes that forward, and at most one moment without any.
 
 Sources: unix(7) SCM_RIGHTS, flock(2).
 """
@@ -90,15 +90,16 @@ class Line:
             os.close(self._arrived.pop())
 
     def send(self, message: Mapping[str, Any], descriptors: Mapping[str, int] | None = None) -> None:
-        """Send one line, the descriptors with its first byte and their roles in it."""
+        """Send one line, the descriptors with its first bytes and their roles in it."""
         descriptors = descriptors or {}
         line = json.dumps({"version": PROTOCOL, **message, "roles": list(descriptors)}, separators=(",", ":"))
         data = line.encode() + b"\n"
-        packed = array.array("i", descriptors.values()).tobytes()
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if packed else []
-        sent = self._sock.sendmsg([data], rights)
-        if sent < len(data):
-            self._sock.sendall(data[sent:])
+        numbers = list(descriptors.values())
+        while numbers:  # with a byte each of the line's beginning
+            packed = array.array("i", numbers[:_DESCRIPTORS_MAX]).tobytes()
+            self._sock.sendmsg([data[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+            numbers, data = numbers[_DESCRIPTORS_MAX:], data[1:]
+        self._sock.sendall(data)
 
     def receive(self, patience: float | None) -> tuple[dict[str, Any], dict[str, int]]:
         """The next line and its descriptors by role; ControlError for an error that the other end tells.
@@ -204,17 +205,23 @@ def queues(descriptors: Mapping[str, int]) -> list[int]:
     return [descriptors[f"tap/{queue}"] for queue in range(count)]
 
 
-def sockets(descriptors: Mapping[str, int], slave: str) -> tuple[socket.socket, socket.socket] | None:
-    """A slave's two sockets, None unless both are there."""
+def sockets(descriptors: Mapping[str, int], slave: str, workers: int) -> list[socket.socket] | None:
+    """A slave's sockets as `ports.Port.sockets` has them, None unless all are there."""
     with contextlib.suppress(KeyError):
-        raw, plain = descriptors[f"raw/{slave}"], descriptors[f"plain/{slave}"]
-        return socket.socket(fileno=raw), socket.socket(fileno=plain)
+        found = [descriptors[role] for role in _socket_roles(slave, workers)]
+        return [socket.socket(fileno=descriptor) for descriptor in found]
     return None
+
+
+def _socket_roles(slave: str, workers: int) -> list[str]:
+    others = [f"raw/{slave}/{worker}" for worker in range(1, workers)]
+    return [f"raw/{slave}", *others, f"plain/{slave}"]
 
 
 def roles(tap: list[int], ports: Mapping[str, Any], **others: int) -> dict[str, int]:
     """Descriptors by role: those of the TAP's queues, of `doors.Doors.ports`, and others by name."""
     found = {f"tap/{queue}": descriptor for queue, descriptor in enumerate(tap)} | others
     for slave, port in ports.items():
-        found |= {f"raw/{slave}": port.raw.fileno(), f"plain/{slave}": port.plain.fileno()}
+        descriptors = (sock.fileno() for sock in port.sockets)
+        found |= dict(zip(_socket_roles(slave, len(port.raws)), descriptors, strict=True))
     return found

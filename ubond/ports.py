@@ -7,6 +7,7 @@ nothing from us.  Sources: linux/if_tun.h, packet(7), Documentation/networking/t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -30,8 +31,11 @@ TUN_CSUM, TUN_TSO4, TUN_TSO6, TUN_TSO_ECN, TUN_USO4, TUN_USO6 = 0x01, 0x02, 0x04
 _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR = 1, 2, 8, 15
 _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 20, 23
+_PACKET_FANOUT, _PACKET_FANOUT_HASH = 18, 0
+_PACKET_FANOUT_FLAG_UNIQUEID, _PACKET_FANOUT_FLAG_IGNORE_OUTGOING = 0x2000, 0x4000
 _PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_ALLMULTI, _PACKET_MR_UNICAST = 0, 1, 2, 3
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MARK = 32, 33, 36
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _ETH_P_ALL = 0x0003
 
 _OFFLOAD_NAMES = ((TUN_CSUM, "checksum"), (TUN_TSO4, "tso4"), (TUN_TSO6, "tso6"), (TUN_TSO_ECN, "tso-ecn"),
@@ -51,13 +55,21 @@ RECEIVE_BUFFER, SEND_BUFFER = 16 << 20, 4 << 20
 class Tap:
     """The bond's device.  Not persistent: it goes when the last of its queues is closed."""
 
-    def __init__(self, name: str, descriptors: Sequence[int] = ()) -> None:
-        """Make the device, or go on with these queues of it, which another process has opened.
+    def __init__(self, name: str, descriptors: Sequence[int] = (), queues: int = 1) -> None:
+        """Make the device with so many queues, or go on with those that another process has opened.
 
         DoorError: EEXIST when the name is taken, EPERM without rights.
         """
         self.name = name
-        self._queues = list(descriptors) or [self._open(_IFF_TUN_EXCL)]
+        self._queues = list(descriptors)
+        if not descriptors:
+            try:
+                self._queues.append(self._open(_IFF_TUN_EXCL))
+                while len(self._queues) < queues:
+                    self.add_queue()
+            except DoorError:
+                self.close()
+                raise
 
     def _open(self, extra: int = 0) -> int:
         flags = pytun.IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE | extra
@@ -125,10 +137,12 @@ class Tap:
 
 @dataclass(slots=True)
 class Port:
-    """One slave's two sockets.
+    """One slave's sockets.
 
     `raw` receives everything and sends past the qdisc, so that a dead link is told at
-    once; `plain` sends the ordinary way.  `shortcomings`: what could not be had, for `status`.
+    once; `plain` sends the ordinary way.  With several workers each has its own: `raw` is the
+    first one's, `others` are theirs, and what arrives is spread over them by flow.
+    `shortcomings`: what could not be had, for `status`.
     `holds`: the memberships of `raw`, through which the NIC lets frames in: they go with the
     socket, so there is nothing to restore.  `asked`: what it was to let in when that was followed
     last, `overfull`: why `holds` is something else.
@@ -138,10 +152,20 @@ class Port:
     index: int
     raw: socket.socket = field(metadata=GIVEN)
     plain: socket.socket = field(metadata=GIVEN)
+    others: tuple[socket.socket, ...] = field(default=(), metadata=GIVEN)
     shortcomings: list[str] = field(default_factory=list)
     holds: Reception = field(default_factory=Reception)
     asked: Reception | None = None
     overfull: str = ""
+
+    @property
+    def raws(self) -> tuple[socket.socket, ...]:
+        """The sockets that receive, one for each worker."""
+        return (self.raw, *self.others)
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        return (*self.raws, self.plain)
 
     def let_in(self, wanted: Reception) -> str | None:
         """Let in what is wanted and no more; return what to tell the operator, if anything.
@@ -194,45 +218,75 @@ class Port:
             raise DoorError("send", error.errno or errno.EIO, self.name) from None
 
     def close(self) -> None:
-        self.raw.close()
-        self.plain.close()
+        for sock in self.sockets:
+            sock.close()
 
 
-def open_port(name: str, index: int, *, mark: int, bypass: bool = True) -> Port:
+def open_port(name: str, index: int, *, mark: int, bypass: bool = True, workers: int = 1) -> Port:
     """Open a slave's sockets and begin to receive what its NIC lets in (`Port.let_in`).
 
     `mark`: what the egress gate lets pass (SO_MARK).
     """
     call = "socket(AF_PACKET)"
-    raw = plain = None
+    opened: list[socket.socket] = []
     try:
-        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        plain = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        port = Port(name, index, raw, plain)
-        for sock in (raw, plain):
+        for _ in range(workers + 1):
+            opened.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        plain, raw, *others = opened
+        port = Port(name, index, raw, plain, tuple(others))
+        for sock in opened:
             sock.setblocking(False)
             call = "PACKET_VNET_HDR"
             sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
             _set_buffer(port, sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER, "net.core.wmem_max")
             call = "SO_MARK"
             sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-        call = "PACKET_AUXDATA"
-        raw.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        call = "PACKET_IGNORE_OUTGOING"
-        raw.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        if bypass:
-            call = "PACKET_QDISC_BYPASS"
-            raw.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
-        _set_buffer(port, raw, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER, "net.core.rmem_max")
+        for sock in port.raws:
+            call = "PACKET_AUXDATA"
+            sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+            call = "PACKET_IGNORE_OUTGOING"
+            sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+            if bypass:
+                call = "PACKET_QDISC_BYPASS"
+                sock.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+            _set_buffer(port, sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER, "net.core.rmem_max")
         call = "bind"
         plain.bind((name, 0))
-        raw.bind((name, _ETH_P_ALL))
+        if others:
+            call = "PACKET_FANOUT"
+            _spread(port.raws, name)
+        else:
+            raw.bind((name, _ETH_P_ALL))
     except OSError as error:
-        for opened in (raw, plain):
-            if opened is not None:
-                opened.close()
+        for sock in opened:
+            sock.close()
         raise DoorError(call, error.errno or errno.EIO, name) from None
     return port
+
+
+def _spread(socks: Sequence[socket.socket], name: str) -> None:
+    """Bind these to an interface so that each frame comes to one of them, and all of a flow to the same.
+
+    The kernel's hash of a flow is the same for both of its directions, and the one by which a TAP with
+    as many queues chooses one, so a flow stays with one worker.  Of fragments it takes the addresses
+    alone: those of one datagram stay together.  They must not be put together here
+    (PACKET_FANOUT_FLAG_DEFRAG): the bond's device would be given more than its MTU.  Before they have
+    joined each would get every frame: until then they take none.
+
+    Source: Documentation/networking/packet_mmap.rst, "Packet Fanout".
+    """
+    reject = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, linux/filter.h
+    program = struct.pack("@HP", 1, ctypes.addressof(reject))
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        sock.bind((name, _ETH_P_ALL))
+    kind = _PACKET_FANOUT_HASH | _PACKET_FANOUT_FLAG_IGNORE_OUTGOING
+    socks[0].setsockopt(_SOL_PACKET, _PACKET_FANOUT, (kind | _PACKET_FANOUT_FLAG_UNIQUEID) << 16)
+    group = socks[0].getsockopt(_SOL_PACKET, _PACKET_FANOUT) & 0xFFFF
+    for sock in socks[1:]:
+        sock.setsockopt(_SOL_PACKET, _PACKET_FANOUT, kind << 16 | group)
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def _set_buffer(port: Port, sock: socket.socket, force: int, ask: int, size: int, sysctl: str) -> None:

@@ -32,34 +32,54 @@ def number(packet: bytes) -> int:
 
 
 class Bed:
-    """`tap`: our end of the TAP; `wires`: our ends of the slaves.
+    """`tap`: our end of the TAP; `wires`: our ends of the slaves, for the first worker; `wire` has the others.
 
     Slaves are called `lo`, the one interface with a link that is there everywhere: what
     the frame path asks the kernel about them gets a true answer.
     """
 
-    def __init__(self, slaves: int, queues: int = 1, ring: int = 4 << 20) -> None:
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(slaves * 2 + queues)]
+    def __init__(self, slaves: int, queues: int = 1, ring: int = 4 << 20, workers: int = 1) -> None:
+        queues, each = max(queues, workers), workers + 1
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(slaves * each + queues)]
         for ours, theirs in pairs:
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
                 sock.setblocking(False)
             ours.setblocking(True)
             ours.settimeout(5)
-        for _, theirs in pairs[queues::2]:
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ring)
+        self._queues = pairs[:queues]
+        self._slaves = [pairs[queues + each * i : queues + each * (i + 1)] for i in range(slaves)]
+        for *raws, _ in self._slaves:
+            for _, theirs in raws:
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ring)
         self._pairs = pairs
+        self._workers = workers
         self._running = False
         self.taps = [ours for ours, _ in pairs[:queues]]
         self.tap = self.taps[0]
-        self.wires = [ours for ours, _ in pairs[queues::2]]
-        self.plain_wires = [ours for ours, _ in pairs[queues + 1 :: 2]]
+        self.wires = [self.wire(i, 0) for i in range(slaves)]
+        self.plain_wires = [self.wire(i, workers) for i in range(slaves)]
         self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.datapath = Datapath([(pairs[q][1].fileno(), q) for q in range(queues)], self._probe.fileno())
-        for i in range(slaves):
-            raw, plain = pairs[queues + 2 * i][1], pairs[queues + 2 * i + 1][1]
-            self.datapath.add(f"s{i}", raw.fileno(), plain.fileno())
-            self.datapath._engine.rename_port(i, "lo")
+        self.datapath = self._new_datapath()
+
+    def wire(self, slave: int, worker: int) -> socket.socket:
+        return self._slaves[slave][worker][0]
+
+    def add(self, slave: int) -> None:
+        """Give the datapath a slave's sockets."""
+        self._add_to(self.datapath, slave)
+
+    def _add_to(self, datapath: Datapath, slave: int) -> None:
+        *raws, plain = (theirs.fileno() for _, theirs in self._slaves[slave])
+        datapath.add(f"s{slave}", raws, plain)
+
+    def _new_datapath(self) -> Datapath:
+        queues = [(theirs.fileno(), queue) for queue, (_, theirs) in enumerate(self._queues)]
+        datapath = Datapath(queues, self._probe.fileno(), self._workers)
+        for i in range(len(self._slaves)):
+            self._add_to(datapath, i)
+            datapath._engine.rename_port(i, "lo")
+        return datapath
 
     def publish(
         self,
@@ -110,12 +130,7 @@ class Bed:
             time.sleep(0.001)
             old.pause()
         memory = thaw(Memory, json.loads(json.dumps(freeze(old.memory()))))
-        self.datapath = Datapath([(pair[1].fileno(), q) for q, pair in enumerate(self._pairs[: len(self.taps)])],
-                                 self._probe.fileno())  # fmt: skip
-        for i in range(len(self.wires)):
-            raw, plain = (self._pairs[len(self.taps) + 2 * i + end][1] for end in (0, 1))
-            self.datapath.add(f"s{i}", raw.fileno(), plain.fileno())
-            self.datapath._engine.rename_port(i, "lo")
+        self.datapath = self._new_datapath()
         self.datapath.recall(memory)
         self.datapath.start()
         old.stop()

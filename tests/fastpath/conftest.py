@@ -15,8 +15,10 @@ def bed() -> Iterator[Callable[..., Bed]]:
     """Make a running bed: `bed(slaves=2)`.  `ring`: bytes that a slave's socket holds before EAGAIN."""
     made: list[Bed] = []
 
-    def make(slaves: int = 2, queues: int = 1, divert: Divert = Divert.NONE, ring: int = 4 << 20) -> Bed:
-        one = Bed(slaves, queues, ring)
+    def make(
+        slaves: int = 2, queues: int = 1, divert: Divert = Divert.NONE, ring: int = 4 << 20, workers: int = 1
+    ) -> Bed:
+        one = Bed(slaves, queues, ring, workers)
         made.append(one)
         one.publish(divert=divert)
         one.start()

@@ -358,10 +358,9 @@ def test_what_came_before_a_release_is_delivered_or_counted(bed):
         for i in range(200):
             b.wires[0].send(VNET + frame(200 * turn + i, dst=BOND))
         b.datapath.publish(TxTable(Spread.SINGLE, alone, 0, address=BOND))
-        raw = b._pairs[1][1]
         asyncio.run(b.datapath.remove("s0"))
-        raw.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-        b.datapath.add("s0", raw.fileno(), b._pairs[2][1].fileno())
+        b._slaves[0][0][1].setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        b.add(0)
     got = [number(b.tap.recv(2048)) for _ in range(total - b.datapath.released().get("rx_left", 0))]
     assert got == sorted(set(got))
     assert quiet(b.tap)

@@ -250,7 +250,7 @@ def test_a_successor_keeps_the_assignments(bed):
         b.send(packet)
         assert arrivals(b.wires, 1)[0] == expected(table, loads, packet)
     memory = b.succeed()
-    assert sum(sent for _, sent, _ in memory.loads.slots) == 6000
+    assert sum(sent for _, sent, _ in memory.loads[0].slots) == 6000
     for port in range(50):
         b.send(flow(port))
         assert arrivals(b.wires, 1)[0] == expected(table, loads, flow(port))

@@ -536,7 +536,9 @@ static int kernel_epoll_wait(int fd, struct epoll_event *event, int n, int timeo
         event->data.u64 = TIMER_EVENT;
         return 1;
     case 5: {
-        fp_port *p = &run.shared->port[(what >> 3 & 7) % PORTS];
+        fp_port *p = &run.worker->port[(what >> 3 & 7) % PORTS];
+        if (what >> 7)      /* another worker has found it dead */
+            p->link->dead_under = run.shared->table->generation;
         if (p->question != p->answered) {
             p->answer = what >> 6 & 1;
             p->answered = p->question;
@@ -561,7 +563,7 @@ static void balance(void)
 {
     uint64_t settled = run.worker->no_slave, sent = 0, received = 0, copies = 0;
     for (int i = 0; i < PORTS; i++) {
-        fp_port *p = &run.shared->port[i];
+        fp_port *p = &run.worker->port[i];
         settled += p->count.tx_frames + p->count.tx_too_long + p->count.tx_too_long_tagged + p->count.tx_refused
                    + p->count.tx_congested + p->count.tx_link_down + p->count.tx_held_too_long
                    + p->count.tx_unknown + p->backlog.n;
@@ -596,13 +598,15 @@ static void fuzz_worker(const uint8_t *data, size_t size)
     run.now = 1000000000;
     run.ordered = true;
     worker_(furnish)(run.worker, run.shared);
+    run.shared->worker[0] = run.worker;
+    run.shared->n_workers = 1;
     for (int i = 0; i < PORTS; i++) {
-        fp_port *p = &run.shared->port[i];
-        p->open = 1;
+        fp_port *p = &run.worker->port[i];
+        p->link->open = 1;
         p->answer = 1;
         p->fd = PORT_FD + i;
         p->plain_fd = PORT_FD + PLAIN + i;
-        p->name[0] = 'a' + i;
+        p->link->name[0] = 'a' + i;
     }
     for (int i = 0; i < TAPS; i++) {
         run.worker->tap[i] = TAP_FD + i;
@@ -617,7 +621,7 @@ static void fuzz_worker(const uint8_t *data, size_t size)
     while (run.n_old)
         free(run.old[--run.n_old]);
     for (int i = 0; i < PORTS; i++)
-        free(run.shared->port[i].backlog.bytes);
+        free(run.worker->port[i].backlog.bytes);
     free(run.shared->table);
     free(run.shared);
     free(run.worker);

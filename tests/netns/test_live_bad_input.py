@@ -182,7 +182,7 @@ def test_a_slave_name_that_cannot_be(world: World) -> None:
         (["--mtu", "65522"], "mtu"),
         (["--mtu", "big"], "big"),
         (["--workers", "0"], "worker"),
-        (["--workers", "2"], "worker"),
+        (["--workers", "17"], "worker"),
         (["--strict", "--use-carrier", "0"], "use_carrier"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.netns
 HERE, THERE = "10.8.0.1", "10.8.0.2"
 KIND = 0x88B5
 FLOWS = 32
+#: One order of all flows.
+ONE = ("--workers", "1")
 BATCH = 64
 
 
@@ -88,7 +90,7 @@ class Wires:
 @pytest.mark.parametrize("policy", ["layer2", "layer3+4", "encap2+3"])
 def test_flows_leave_on_the_slave_that_their_hash_says(world: Crossed, policy: str) -> None:
     options = ("--mode", "balance-xor", "--xmit-hash-policy", policy)
-    with world.bond(*options, addresses=False) as bond, Wires(world) as wires:
+    with world.bond(*options, *ONE, addresses=False) as bond, Wires(world) as wires:
         wires.send(FLOWS * 4)
         wires.wait()
         value = {"layer2": HashPolicy.LAYER2, "layer3+4": HashPolicy.LAYER34, "encap2+3": HashPolicy.ENCAP23}[policy]
@@ -104,7 +106,7 @@ def test_flows_leave_on_the_slave_that_their_hash_says(world: Crossed, policy: s
 
 
 def test_another_policy_takes_effect_at_once_and_loses_nothing(world: Crossed) -> None:
-    with world.bond("--mode", "balance-xor", addresses=False) as bond, Wires(world) as wires:
+    with world.bond("--mode", "balance-xor", *ONE, addresses=False) as bond, Wires(world) as wires:
         for policy in ("layer3+4", "layer2", "vlan+srcmac", "layer3+4"):
             wires.send(FLOWS * 3)
             bond.set(f"xmit_hash_policy={policy}")
@@ -141,7 +143,7 @@ def test_pulling_one_of_two_slaves_loses_nothing_that_leaves(world: Crossed, mod
 
 
 def test_every_frame_leaves_on_every_slave_in_order(world: Crossed) -> None:
-    with world.bond("--mode", "broadcast", addresses=False), Wires(world) as wires:
+    with world.bond("--mode", "broadcast", *ONE, addresses=False), Wires(world) as wires:
         wires.send(500)
         wait_until(lambda: wires.take() or all(len(numbers) >= 500 for numbers in wires.found), what="all copies")
         assert wires.found == ([*range(500)], [*range(500)])

@@ -280,6 +280,7 @@ def test_what_is_known_of_the_past_and_what_was_asked_for_goes_over(world: World
             for link in links:
                 link["ubond"].pop("uptime", None)
                 link["ubond"].pop("counters")
+                link["ubond"].pop("per_worker", None)
             return {"links": links, "history": bond.ask("history"), "proc": bond.ask("status")}
 
         first, lines, counted = known(), bond.ask("log")["log"], counters(bond)

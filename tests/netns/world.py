@@ -510,6 +510,8 @@ class World:
         Cables that were pulled meanwhile are plugged in again.
         """
         slaves = () if words[:1] and words[0] in self.nics else self.nics
+        if "--workers" not in words and (workers := os.environ.get("UBOND_TEST_WORKERS")):
+            words += ("--workers", workers)
         self.ubond("up", name, *slaves, *words, *(ADDRESSES if addresses else ()))
         try:
             yield Bond(self, name)

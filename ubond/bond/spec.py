@@ -16,6 +16,7 @@ from ubond.wire import MacAddr as MacAddr
 NAME_MAX = 15
 #: What may close a slave to its own stack; `auto` takes the first of the others that can be had.
 GATES = ("auto", "clsact", "nft", "bridge")
+WORKERS_MAX = 16
 
 
 class SpecError(ValueError):
@@ -55,6 +56,7 @@ class BondSpec:
     `addresses` go on the bond, `broadcast` belongs to the first IPv4 address,
     `gateways` become default routes.  `mac`, `mtu`: None leaves the choice to the bond.
     `gate`: one of GATES, what keeps a slave's own stack from taking part.
+    `workers`: threads that move frames, each with a queue of the bond's device and a socket at every slave.
     """
 
     name: str
@@ -83,6 +85,8 @@ class BondSpec:
             seen.add(slave.name)
         if self.mtu is not None and not 68 <= self.mtu <= 65521:
             raise SpecError(f"mtu {self.mtu} is out of range (68 - 65521)")
+        if not 0 < self.workers <= WORKERS_MAX:
+            raise SpecError(f"workers {self.workers} is out of range (1 - {WORKERS_MAX})")
         if self.gate not in GATES:
             raise SpecError(f"gate {self.gate!r} is none of {', '.join(GATES)}")
         if self.mac is not None and not self.mac.is_valid_unicast:
