@@ -1,13 +1,13 @@
 # cython: language_level=3, cdivision=True
-"""balance-tlb: loads and who carries them.  The readable twin, with the why, is `bond/balance.py`.
+"""balance-tlb and balance-alb: loads and who carries them.  The readable twin, with the why, is `bond/balance.py`.
 
 Slaves are ports here, which stay what they are when the table changes.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
-from ubond._frame cimport ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6_
+from ubond._frame cimport ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6_, IPPROTO_IGMP_
 from ubond._hash cimport fp_link, read_link
 
 cdef enum:
@@ -46,6 +46,39 @@ cdef inline bint is_balanced(const uint8_t* frame, uint32_t length) noexcept nog
     if frame[link.at + 6] != IPPROTO_ICMPV6_:
         return True
     return length > link.at + 40 and frame[link.at + 40] != 135 and frame[link.at + 40] != 136
+
+cdef inline uint32_t xor_of(const uint8_t* bytes, uint32_t n) noexcept nogil:
+    cdef uint32_t i, all = 0
+    for i in range(n):
+        all ^= bytes[i]
+    return all
+
+cdef inline bint is_balanced_to_all(const uint8_t* frame, uint32_t length, uint32_t* hash) noexcept nogil:
+    """The same in balance-alb, and the frame's `hash` there."""
+    cdef fp_link link
+    cdef const uint8_t* ip
+    cdef const uint8_t* every = <const uint8_t*><const char*>b"\xff\xff\xff\xff\xff\xff"
+    cdef int i
+    if length < 14:
+        return False
+    read_link(frame, length, &link)
+    ip = frame + link.at
+    if link.type == ETHERTYPE_IPV4:
+        if length < link.at + 20 or ip[9] == IPPROTO_IGMP_ or memcmp(ip + 16, every, 4) == 0:
+            return False
+        hash[0] = xor_of(ip + 16, 4)
+        return memcmp(frame, every, 6) != 0
+    if link.type != ETHERTYPE_IPV6 or length < link.at + 40:
+        return False
+    if frame[0] & 1 and (memcmp(frame, every, 6) == 0 or memcmp(frame, b"\x33\x33\x00\x00\x00\x01", 6) == 0):
+        return False
+    if ip[6] == IPPROTO_ICMPV6_ and (length == link.at + 40 or ip[40] == 135 or ip[40] == 136):
+        return False
+    hash[0] = xor_of(ip + 24, 16)
+    for i in range(8, 24):
+        if ip[i]:
+            return True
+    return False
 
 cdef inline void loads_count_anew(fp_loads* l, int64_t every, int active) noexcept nogil:
     """Free all slots; `active`: port of the active slave, or -1."""

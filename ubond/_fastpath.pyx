@@ -20,8 +20,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
 from ubond._balance cimport (
-    FREE, LOAD_PORTS, LOAD_SLOTS, fp_loads, is_balanced, loads_begin, loads_choose, loads_count_anew, loads_rebalance,
-    loads_release,
+    FREE, LOAD_PORTS, LOAD_SLOTS, fp_loads, is_balanced, is_balanced_to_all, loads_begin, loads_choose,
+    loads_count_anew, loads_rebalance, loads_release,
 )
 from ubond._evidence cimport SEEN_ANY, SEEN_ANSWER, SEEN_OWN, SEEN_REPLY, see
 from ubond._frame cimport KIND_ARP, KIND_ND, KIND_SLOW, is_igmp, is_membership_report, is_unicast_to, kind_of
@@ -36,6 +36,7 @@ from ubond._vnet cimport ETH_LEN, VNET_LEN, vnet_is_gso, vnet_put_tag_back
 
 cdef enum:
     NOBODY = 255
+    TAKEN = 254                 # no slave either: control has the frame
     EVENTS = 32
     TAP_EVENT = 1000            # epoll data: TAP_EVENT + i is the i-th TAP queue, below are ports
     KICK_EVENT = 2000
@@ -127,19 +128,28 @@ cdef inline int by_hash(fp_worker* w, const uint8_t* packet, uint32_t length) no
 
 
 cdef inline int by_load(fp_worker* w, const uint8_t* packet, uint32_t length, uint32_t cost) noexcept nogil:
-    """The slave for a frame in balance-tlb: the active one, or whom its slot or its hash says.
+    """The slave for a frame in balance-tlb and -alb: the active one, or whom its slot or its hash says.
 
-    `cost`: how many bytes it adds to what is counted.
+    `cost`: how many bytes it adds to what is counted, 0 for one that has waited.
     """
     cdef int port
-    if not is_balanced(packet + VNET_LEN, length - VNET_LEN):
+    cdef bint balanced
+    cdef uint32_t hash = 0
+    if w.table.adaptive:
+        balanced = is_balanced_to_all(packet + VNET_LEN, length - VNET_LEN, &hash)
+    else:
+        balanced = is_balanced(packet + VNET_LEN, length - VNET_LEN)
+    if not balanced:
+        if w.table.adaptive and cost and divert_arp(w, packet + VNET_LEN, length - VNET_LEN):
+            return TAKEN
         if w.table.dynamic:
             w.loads.unbalanced += cost
         return w.active if w.active >= 0 else NOBODY
     if not w.table.dynamic:
         return by_hash(w, packet, length)
-    port = loads_choose(&w.loads, xmit_hash(packet + VNET_LEN, length - VNET_LEN, w.table.policy), w.n_able,
-                        w.able_port, w.able_speed, cost)
+    if not w.table.adaptive:
+        hash = xmit_hash(packet + VNET_LEN, length - VNET_LEN, w.table.policy)
+    port = loads_choose(&w.loads, hash, w.n_able, w.able_port, w.able_speed, cost)
     return NOBODY if port == FREE else w.slave_of[port]
 
 
@@ -149,7 +159,7 @@ cdef inline int active_port(fp_worker* w) noexcept nogil:
 
 cdef inline void put_source(fp_worker* w, int slave, uint8_t* packet) noexcept nogil:
     """Where all send, each slave but the active one puts its own MAC in: the switch knows the bond's at one port."""
-    if slave != NOBODY and slave != w.active:
+    if slave < TAKEN and slave != w.active:
         memcpy(packet + VNET_LEN + 6, w.table.mac[slave], 6)
 
 
@@ -166,7 +176,7 @@ cdef void put_source_again(fp_worker* w, int slave, uint8_t* packet) noexcept no
 
 
 cdef void choose_by_load(fp_worker* w) noexcept nogil:
-    """2 in balance-tlb."""
+    """2 in balance-tlb and balance-alb."""
     cdef uint32_t i
     if w.table.dynamic:
         loads_rebalance(&w.loads, w.table.rebalance, active_port(w), fp_now())
@@ -219,7 +229,7 @@ cdef void deliver(fp_worker* w) noexcept nogil:
     for i in range(w.n_out):
         if w.to[i] == NOBODY:
             w.no_slave += 1
-        else:
+        elif w.to[i] != TAKEN:
             still |= 1ULL << w.to[i]
     slave = 0
     while still:
@@ -549,7 +559,7 @@ cdef int forward_in(fp_worker* w, int slave) noexcept nogil:
             see(p.stamp, &w.table.watch, slave, packet + VNET_LEN, length - VNET_LEN, p.last_rx)
         if w.table.divert and divert(w, slave, packet + VNET_LEN, length - VNET_LEN):
             pass
-        elif receives:
+        elif takes(w, slave, receives, packet) if w.table.adaptive else receives:
             to_tap(w, p, i, length)
         elif not (w.table.takeover and is_unicast_to(packet + VNET_LEN, w.table.address)):
             p.count.rx_ignored += 1
@@ -568,6 +578,30 @@ cdef inline bint for_the_bond(fp_worker* w, int slave) noexcept nogil:
     if w.provisional and (slave == w.active or slave == w.table.active):
         return slave == w.active
     return w.table.receives >> slave & 1
+
+
+cdef bint takes(fp_worker* w, int slave, bint receives, uint8_t* packet) noexcept nogil:
+    """2 in balance-alb, where each slave is sent to under its own MAC; the bond is handed all that under its own.
+
+    What a switch floods comes to other slaves too: it is whose MAC it names that takes it, and the
+    active one for those that cannot.
+    """
+    cdef uint8_t* dst = packet + VNET_LEN
+    cdef uint32_t i
+    if dst[0] & 1 or is_unicast_to(dst, w.table.address):
+        return receives
+    if is_unicast_to(dst, w.table.mac[slave]):
+        memcpy(dst, w.table.address, 6)
+        return True
+    if not receives:
+        return False
+    for i in range(w.table.n):
+        if is_unicast_to(dst, w.table.mac[i]):
+            if usable(w, i) and not w.table.receives >> i & 1:
+                return False
+            memcpy(dst, w.table.address, 6)
+            return True
+    return True     # a VLAN's own MAC, a guest's
 
 
 cdef void doubt_active(fp_worker* w) noexcept nogil:
@@ -594,33 +628,48 @@ cdef bint divert(fp_worker* w, int slave, const uint8_t* frame, uint32_t length)
     cdef int kind = kind_of(frame, length) & w.table.divert
     cdef fp_port* p = port_of(w, slave)
     cdef fp_bucket* bucket
-    cdef fp_diverted* slot
-    cdef uint32_t head
-    cdef int64_t now, more
     if kind == 0:
         return False
     bucket = &p.bucket[0 if kind == KIND_SLOW else 1 if kind == KIND_ARP else 2]
-    now = fp_now()
-    more = (now - bucket.filled_at) / BUCKET_NS
+    if hand_over(w, bucket, w.table.port[slave], kind, frame, length):
+        p.count.diverted += 1
+    else:
+        p.count.divert_policed += 1
+    return kind == KIND_SLOW
+
+
+cdef bint divert_arp(fp_worker* w, const uint8_t* frame, uint32_t length) noexcept nogil:
+    """In balance-alb: let control send an ARP frame of the host's; False if that is more than it will look at."""
+    if length > DIVERT_BYTES or kind_of(frame, length) != KIND_ARP:
+        return False
+    if not hand_over(w, &w.arp, NOBODY, KIND_ARP, frame, length):
+        return False
+    w.tap_diverted += 1
+    return True
+
+
+cdef bint hand_over(fp_worker* w, fp_bucket* bucket, uint8_t port, int kind, const uint8_t* frame,
+                    uint32_t length) noexcept nogil:
+    """Put a frame where control finds it, unless the bucket is empty or the ring full."""
+    cdef fp_diverted* slot
+    cdef uint32_t head = w.divert_head
+    cdef int64_t now = fp_now(), more = (now - bucket.filled_at) / BUCKET_NS
     if more > 0:
         bucket.tokens = BUCKET_SIZE if bucket.tokens + more > BUCKET_SIZE else <uint32_t>(bucket.tokens + more)
         bucket.filled_at = now
-    head = w.divert_head
     if bucket.tokens == 0 or head - load_u32(&w.divert_tail) >= DIVERT_RING:
-        p.count.divert_policed += 1
-    else:
-        bucket.tokens -= 1
-        slot = &w.divert[head % DIVERT_RING]
-        slot.at = now
-        slot.port = w.table.port[slave]
-        slot.kind = kind
-        slot.length = <uint16_t>(length if length < DIVERT_BYTES else DIVERT_BYTES)
-        memcpy(slot.bytes, frame, slot.length)
-        store_u32(&w.divert_head, head + 1)
-        p.count.diverted += 1
-        if head == load_u32(&w.divert_tail):
-            fp_kick(w.shared.board.eventfd)
-    return kind == KIND_SLOW
+        return False
+    bucket.tokens -= 1
+    slot = &w.divert[head % DIVERT_RING]
+    slot.at = now
+    slot.port = port
+    slot.kind = kind
+    slot.length = <uint16_t>(length if length < DIVERT_BYTES else DIVERT_BYTES)
+    memcpy(slot.bytes, frame, slot.length)
+    store_u32(&w.divert_head, head + 1)
+    if head == load_u32(&w.divert_tail):
+        fp_kick(w.shared.board.eventfd)
+    return True
 
 
 cdef inline void to_tap(fp_worker* w, fp_port* p, int i, uint32_t length) noexcept nogil:
@@ -1239,7 +1288,7 @@ cdef class Engine:
 
     def publish(self, int spread, ports, uint64_t can_transmit, uint64_t receives, queue_ids, int active,
                 succession, uint32_t packets_per_slave, int policy, bint takeover, bint hold, uint32_t divert,
-                bytes address, watch, bint dynamic, int64_t rebalance, speeds, macs):
+                bytes address, watch, bint dynamic, int64_t rebalance, speeds, macs, bint adaptive):
         """Make this the table of every later batch, in one step; return its generation."""
         cdef fp_table* t = <fp_table*>calloc(1, sizeof(fp_table))
         cdef fp_table* old
@@ -1260,6 +1309,7 @@ cdef class Engine:
                 t.queue_slave[queue] = slave + 1
         memcpy(t.address, <const uint8_t*>address, 6)
         fill_watch(&t.watch, watch)
+        t.adaptive = adaptive
         t.dynamic, t.rebalance = dynamic, max(rebalance, <int64_t>MS)
         for slave, speed in enumerate(speeds):
             t.speed[slave] = speed
@@ -1337,7 +1387,7 @@ cdef class Engine:
             store_int(&self.shared.worker[i].reported, 0)
 
     def diverted(self):
-        """Take the diverted frames, by time: (ns, port, kind, first bytes of the frame)."""
+        """Take the diverted frames, by time: (ns, port or NO_PORT where the host sends it, kind, first bytes)."""
         cdef fp_worker* w
         cdef fp_diverted* slot
         cdef uint32_t tail
@@ -1430,6 +1480,7 @@ cdef class Engine:
             w.tap_frames = counted.get("tap_frames", 0)
             w.tap_bytes = counted.get("tap_bytes", 0)
             w.no_slave = counted.get("no_slave", 0)
+            w.tap_diverted = counted.get("tap_diverted", 0)
             w.runt = counted.get("runt", 0)
         for mac in seen_macs:
             remember_source(self.shared.worker[0], <const uint8_t*>mac)
@@ -1490,7 +1541,8 @@ cdef class Engine:
         found = []
         for i in range(self.shared.n_workers):
             w = self.shared.worker[i]
-            found.append({"tap_frames": w.tap_frames, "tap_bytes": w.tap_bytes, "no_slave": w.no_slave, "runt": w.runt})
+            found.append({"tap_frames": w.tap_frames, "tap_bytes": w.tap_bytes, "no_slave": w.no_slave, "runt": w.runt,
+                          "tap_diverted": w.tap_diverted})
         return found
 
     def standing_in(self):
@@ -1601,6 +1653,12 @@ def frame_shows(bytes frame, watch, int slave):
 def frame_is_balanced(bytes frame):
     """Whether balance-tlb may send this frame on any slave."""
     return bool(is_balanced(<const uint8_t*><const char*>frame, len(frame)))
+
+
+def frame_is_balanced_to_all(bytes frame):
+    """The hash by which balance-alb sends this frame on any slave, None if only the active one may."""
+    cdef uint32_t hash = 0
+    return hash if is_balanced_to_all(<const uint8_t*><const char*>frame, len(frame), &hash) else None
 
 
 cdef class Balance:

@@ -53,6 +53,7 @@ cdef struct fp_table:               # frozen once published; one batch sees one 
     uint32_t packets_per_slave
     int policy                      # which hash, in HASH and LOAD
     bint dynamic                    # in LOAD
+    bint adaptive                   # in LOAD: what is sent to it arrives on all slaves too
     int64_t rebalance               # ns, in LOAD
     bint takeover
     bint hold
@@ -205,6 +206,7 @@ cdef struct fp_worker:              # one thread
     uint32_t able_speed[MAX_SLAVES]
     uint8_t slave_of[MAX_SLAVES]    # port -> slave of the table, of those that can transmit
     fp_loads loads
+    fp_bucket arp                   # of what the host sends
     int active                      # as the table says, or provisionally another, or -1
     bint provisional
     int stand_in                    # port of the provisionally active slave, or -1
@@ -220,6 +222,7 @@ cdef struct fp_worker:              # one thread
     uint64_t runt
     uint64_t tap_frames
     uint64_t tap_bytes
+    uint64_t tap_diverted           # ARP that control sends for us
 
     fp_port port[MAX_SLAVES]
 
@@ -228,7 +231,7 @@ cdef struct fp_worker:              # one thread
     uint32_t n_out
     uint8_t* out[BATCH]
     uint32_t out_length[BATCH]
-    uint8_t to[BATCH]               # slave of each, 255: dropped
+    uint8_t to[BATCH]               # slave of each, 255: dropped, 254: control has it
     iovec tx_part[BATCH]
     mmsghdr tx[BATCH]
 

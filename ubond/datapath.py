@@ -74,7 +74,7 @@ class PortMemory:
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """What a worker counts in balance-tlb since `at` (monotonic ns).
+    """What a worker counts in balance-tlb and balance-alb since `at` (monotonic ns).
 
     `slots`: of each the slave (empty: none), bytes sent since, bytes a second before.
     """
@@ -281,6 +281,7 @@ class Datapath:
             table.rebalance,
             [slave.speed for slave in table.slaves],
             [slave.mac for slave in table.slaves],
+            table.adaptive,
         )
         self._last = table
         for name in set(names) - self._listening:
@@ -348,8 +349,8 @@ class Datapath:
         self._engine.expect_reports()
 
     def diverted(self) -> list[tuple[int, str, bytes]]:
-        """Frames diverted since the last call: (ns, slave, first bytes)."""
-        names = {port: slave for slave, port in self._ports.items()}
+        """Frames diverted since the last call: (ns, slave, first bytes); no slave: the host sends it, and it waits."""
+        names = {port: slave for slave, port in self._ports.items()} | {NO_PORT: ""}
         return [(at, names[port], frame) for at, port, _, frame in self._engine.diverted() if port in names]
 
     def heard(self) -> tuple[Sighting, ...]:

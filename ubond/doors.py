@@ -170,7 +170,8 @@ class Doors(SlaveDoors):
         self.ns_targets: tuple[IPv6Address, ...] = ()
         """Whose solicitations slaves must hear, whoever of them asks."""
         self.shared_mac: frozenset[bytes] = frozenset()
-        """The bond's MAC where slaves have others: each must hear it before it has to be the active one."""
+        """The bond's MAC where slaves have others: each must hear it before it has to be the active one; in balance-alb
+        those of the other slaves too, for which the active one hears while they cannot."""
         self.offload = 0
         self._steered = False
         self._gso: tuple[int, int] | None = None
@@ -201,7 +202,7 @@ class Doors(SlaveDoors):
         match action:
             case PublishTable(table):
                 self._follow_queues(table)
-                self.shared_mac = frozenset({table.address}) if table.spread is Spread.LOAD else frozenset()
+                self.shared_mac = _shared_macs(table)
                 self.datapath.publish(table)
             case SetBondCarrier(carrier):
                 if self.bond_is_there:
@@ -380,6 +381,12 @@ class Doors(SlaveDoors):
         for port in self.ports.values():
             port.close()
         self.ports.clear()
+
+
+def _shared_macs(table: TxTable) -> frozenset[bytes]:
+    if table.spread is not Spread.LOAD:
+        return frozenset()
+    return frozenset({table.address, *(slave.mac for slave in table.slaves if table.adaptive)})
 
 
 def _filters_vlans(facts: SlaveFacts) -> bool:

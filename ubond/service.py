@@ -23,6 +23,7 @@ from ubond.bond.events import (
     Action,
     ActionFailed,
     ActiveChanged,
+    ArpSeen,
     BondClosed,
     BondMacChanged,
     BondMtuChanged,
@@ -332,6 +333,8 @@ class Service:
                     self._bond_gone("deleted")
                 case GroupsReported():
                     self._filters_soon()
+        for _, slave, frame in self.doors.datapath.diverted():
+            self.feed(ArpSeen(slave, frame))
 
     def _carrier(self, slave: str, carrier: bool) -> None:
         if carrier:

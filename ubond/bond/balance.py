@@ -1,4 +1,4 @@
-"""Which slave sends a frame in balance-tlb: the readable twin of `_balance.pxd`.
+"""Which slave sends a frame in balance-tlb and balance-alb: the readable twin of `_balance.pxd`.
 
 Frames are sorted into 256 slots by the low byte of their hash.  The first frame of a slot in an
 interval takes the slave with the widest gap between what it can carry and what it has been given;
@@ -8,7 +8,7 @@ and what each of them sent since says how heavy it will be.
 Speeds are Mb/s, an unknown one the greatest number; loads are bytes a second, though the driver
 divides by ten whenever it counts anew.  The driver's gap is 32 bits wide and wraps above 4 Gb/s; ours is not.
 
-Source: bonding.rst, balance-tlb and tlb_dynamic_lb.
+Source: bonding.rst, balance-tlb, balance-alb and tlb_dynamic_lb.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import xor
 
 from ubond.bond.hashing import HashPolicy, outer_type, slave_index, xmit_hash
 from ubond.bond.table import TxTable
-from ubond.wire import ETH_IPV4, ETH_IPV6
+from ubond.wire import ALL_NODES, BROADCAST, ETH_IPV4, ETH_IPV6, group_mac
 
 SLOTS = 256
-ICMPV6, SOLICITATION, ADVERTISEMENT = 58, 135, 136
+IGMP, ICMPV6, SOLICITATION, ADVERTISEMENT = 2, 58, 135, 136
+ALL_NODES_MAC = group_mac(ALL_NODES)
 
 
 @dataclass(slots=True)
@@ -61,6 +64,30 @@ def is_balanced(frame: bytes) -> bool:
     return len(frame) > at + 40 and frame[at + 40] not in (SOLICITATION, ADVERTISEMENT)
 
 
+def hash_to_all(frame: bytes) -> int | None:
+    """The hash by which balance-alb lets any slave send a frame; None: only the active one may.
+
+    Groups are balanced too, but what all nodes hear, IGMP, and what has no source address yet.
+    """
+    if len(frame) < 14:
+        return None
+    ethertype, at = outer_type(frame)
+    ip = frame[at:]
+    if ethertype == ETH_IPV4:
+        if len(ip) < 20 or ip[9] == IGMP or BROADCAST in (ip[16:20] + b"\xff\xff", frame[:6]):
+            return None
+        return _xor(ip[16:20])
+    if ethertype != ETH_IPV6 or len(ip) < 40 or frame[:6] in (BROADCAST, ALL_NODES_MAC) or ip[8:24] == bytes(16):
+        return None
+    if ip[6] == ICMPV6 and (len(ip) == 40 or ip[40] in (SOLICITATION, ADVERTISEMENT)):
+        return None
+    return _xor(ip[24:40])
+
+
+def _xor(data: bytes) -> int:
+    return reduce(xor, data)
+
+
 def rebalance(loads: Loads, every: int, active: int | None, now: int) -> None:
     """Count anew, if `every` ns have passed since that was last done.
 
@@ -96,7 +123,8 @@ def release(loads: Loads, able: Collection[int]) -> None:
 
 def by_load(table: TxTable, loads: Loads, frame: bytes) -> int | None:
     """The slave that sends a frame, and note what it costs; None: drop the frame."""
-    if not is_balanced(frame):
+    address = hash_to_all(frame) if table.adaptive else None
+    if address is None if table.adaptive else not is_balanced(frame):
         loads.unbalanced += len(frame) if table.dynamic else 0
         return table.active
     able = [index for index, slave in enumerate(table.slaves) if slave.can_transmit]
@@ -104,7 +132,7 @@ def by_load(table: TxTable, loads: Loads, frame: bytes) -> int | None:
     if not table.dynamic:
         index = slave_index(hash, len(able))
         return None if index is None else able[index]
-    slot = loads.slots[hash % SLOTS]
+    slot = loads.slots[(hash if address is None else address) % SLOTS]
     if slot.slave is None and able:
         slot.slave = max(able, key=lambda index: (table.slaves[index].speed << 20) - loads.load[index] * 8)
         loads.load[slot.slave] += slot.history

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 from ubond.bond import (
     announce,
+    clients,
     damping,
     device,
     failover,
@@ -35,6 +36,7 @@ from ubond.bond.events import (
     ActionFailed,
     ActiveChanged,
     AnnounceSeen,
+    ArpSeen,
     BondClosed,
     BondMacChanged,
     BondMtuChanged,
@@ -169,6 +171,7 @@ class Bond:
         self._warn_if_blind(out)
         self._settle(now, out)
         self._announce_if_due(now, out)
+        clients.run(self._state, out)
         teaching.run(self._state, out)
         actions = out.actions()
         if actions:
@@ -180,7 +183,7 @@ class Bond:
         if not self._state.up:
             return None
         times = [self._peers.deadline, self._reports.deadline, probing.deadline(self._state)]
-        times += [damping.deadline(self._state), teaching.deadline(self._state)]
+        times += [damping.deadline(self._state), teaching.deadline(self._state), clients.deadline(self._state)]
         if self._pass_pending():
             times.append(self._grid.after(self._looked))
         return min((time for time in times if time is not None), default=None)
@@ -248,6 +251,11 @@ class Bond:
             case Listened(sightings):
                 probing.hear(state, sightings)
                 probing.run(state, out)
+            case ArpSeen(name, frame):
+                if name:
+                    clients.heard(state, frame)
+                else:
+                    clients.send(state, frame, out)
             case OptionWritten():
                 self._written(event, now, out)
             case EnslaveRequested():
@@ -512,7 +520,7 @@ class Bond:
             case SetBondMac():
                 out.log(Level.ERROR, f"Error {-failed.errno} setting bond MAC from slave")
                 state.take_bond_mac(state.mac_before or state.mac)
-            case SendFrames(_, _, probing.PROBE | teaching.LEARNING):
+            case SendFrames(_, _, probing.PROBE | teaching.LEARNING | clients.ARP):
                 pass  # a slave that cannot send will not be answered either, nor found by anybody
             case PublishTable():
                 self._tell_again = True

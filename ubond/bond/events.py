@@ -178,6 +178,14 @@ class Listened:
 
 
 @dataclass(frozen=True, slots=True)
+class ArpSeen:
+    """An ARP frame came in on `slave`; without one the host sends it, and it is ours to send."""
+
+    slave: str
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class EnslaveRequested:
     """The operator offers an interface; refused with `Refused` when a check fails."""
 
@@ -534,7 +542,7 @@ Event = (
     BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead
     | OptionWritten | Woken | ActionFailed | BondRenamed | SlaveChecked | SlaveReturned
-    | RoutesRead | GatewaysRead | Listened | Resumed
+    | RoutesRead | GatewaysRead | Listened | Resumed | ArpSeen
 )  # fmt: skip
 
 Action = (

@@ -14,7 +14,7 @@ from ubond.bond.hashing import HashPolicy, slave_index, xmit_hash
 from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.slave import Slave
 from ubond.bond.state import State
-from ubond.bond.table import Spread, TableSlave, TxTable
+from ubond.bond.table import Divert, Spread, TableSlave, TxTable
 
 ETH_P_IP = 0x0800
 IPPROTO_IGMP = 2
@@ -29,6 +29,7 @@ class ModeRules:
     with a MAC of its own, so none is a backup, and learning packets say where which MAC is;
     without it they are backups, and announcements say it.  `moves_mac`: fail_over_mac means something.
     `resends`: membership reports are sent again when the current slave changes.
+    `steers`: those who send to the bond are told different slaves' MACs, so all receive.
     `spares_updelay`: without a slave that can transmit a returned link is taken at once.
     """
 
@@ -38,6 +39,7 @@ class ModeRules:
     moves_mac: bool
     resends: bool
     spares_updelay: bool
+    steers: bool = False
 
     @property
     def backups(self) -> bool:
@@ -61,6 +63,9 @@ RULES: Mapping[Mode, ModeRules] = MappingProxyType(
         ),
         Mode.BALANCE_TLB: ModeRules(
             Spread.LOAD, selects=True, balances=True, moves_mac=False, resends=True, spares_updelay=True
+        ),
+        Mode.BALANCE_ALB: ModeRules(
+            Spread.LOAD, selects=True, balances=True, moves_mac=False, resends=True, spares_updelay=True, steers=True
         ),
     }
 )
@@ -116,6 +121,8 @@ def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) ->
         takeover=not state.strict,
         # Where all send, each has let in the bond's MAC already.
         hold=mac_policy(state) is not FailOverMac.NONE and not mode.balances,
+        adaptive=mode.steers,
+        divert=Divert.ARP if mode.steers else Divert.NONE,
         dynamic=state.settings.number("tlb_dynamic_lb") == 1 or not mode.balances,
         address=bytes(state.mac),
         watch=targets.watch(state),
@@ -178,6 +185,13 @@ def accepts(table: TxTable, slave: int, frame: bytes) -> bool:
 
     On a backup none does, not even link-local ones: those stay with the slave's own stack.
     On a slave that receives all do, for whomever they are: the device on top sorts them.
-    So the frame decides nothing in these modes.
+    So the frame decides nothing, but in balance-alb, where each slave also receives what names its own
+    MAC, and the active one what names that of a slave that cannot transmit.
     """
-    return bool(frame) and table.slaves[slave].receives
+    receives = table.slaves[slave].receives
+    if not table.adaptive or frame[0] & 1 or frame[:6] == table.address:
+        return bool(frame) and receives
+    if frame[:6] == table.slaves[slave].mac:
+        return True
+    others = [row for row in table.slaves if row.mac == frame[:6] and row.can_transmit and not row.receives]
+    return receives and not others

@@ -50,7 +50,7 @@ MODE_NAMES: Mapping[int, str] = MappingProxyType(
 
 #: The modes that this version can run.
 IMPLEMENTED_MODES = frozenset(
-    {Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST, Mode.BALANCE_TLB}
+    {Mode.BALANCE_RR, Mode.ACTIVE_BACKUP, Mode.BALANCE_XOR, Mode.BROADCAST, Mode.BALANCE_TLB, Mode.BALANCE_ALB}
 )
 #: Modes that select one active slave: `primary`, `active_slave` and `prio` mean something.
 USES_PRIMARY = frozenset({Mode.ACTIVE_BACKUP, Mode.BALANCE_TLB, Mode.BALANCE_ALB})

@@ -48,6 +48,37 @@ class Probing:
 
 
 @dataclass(slots=True)
+class Client:
+    """Somebody who sends to one of our addresses in balance-alb, and the slave that he is told to send to.
+
+    `mac`: None until it is known; `told`: the MAC that the slave had then; `stale`: he has to be told.
+    """
+
+    own: bytes
+    ip: bytes
+    mac: MacAddr | None
+    tags: tuple[tuple[int, int], ...]
+    slave: Slave | None = None
+    told: MacAddr | None = None
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class Clients:
+    """All of them, by the xor of their address's bytes.
+
+    `last`: the slave given out last; `able`: those that could transmit when that was last looked at;
+    `not_before`: when the stale may be told next (ns); `again`: how often after that.
+    """
+
+    slots: dict[int, Client] = field(default_factory=dict)
+    last: Slave | None = None
+    able: list[Slave] = field(default_factory=list)
+    not_before: int = 0
+    again: int = 0
+
+
+@dataclass(slots=True)
 class State:
     """One bond.
 
@@ -80,6 +111,7 @@ class State:
     awaited: dict[str, Awaited] = field(default_factory=dict)
     repairs: dict[str, int] = field(default_factory=dict)
     probing: Probing = field(default_factory=Probing)
+    clients: Clients = field(default_factory=Clients)
     taught: int | None = None
     """When learning packets were last sent (ns); None while the mode has none."""
 

@@ -62,6 +62,8 @@ class TxTable:
     `policy`: which hash, in HASH and LOAD (`hashing.HashPolicy`).
     `dynamic`: in LOAD the loads decide, not the hash alone; `rebalance`: ns after which they are
     counted anew.
+    `adaptive`, in LOAD: each slave receives what is sent to its own MAC, and ARP that the host sends
+    goes to the control side, which decides by it who sends where.
     `takeover`: whether the worker may make a successor provisionally active by itself;
     without it frames are lost until the next table, as with the driver.
     `hold`: a takeover must wait for the next table, because a MAC has to move first.
@@ -76,6 +78,7 @@ class TxTable:
     policy: int = 0
     takeover: bool = True
     hold: bool = False
+    adaptive: bool = False
     dynamic: bool = True
     rebalance: int = REBALANCE
     divert: Divert = Divert.NONE

@@ -5,7 +5,7 @@ change of the active slave the bond's MAC is behind another port, so each slave 
 `lp_interval` seconds who it is.  Frames of Ethernet's configuration test protocol, to the sender itself, that
 nobody has to answer.
 
-Source: bonding.rst, lp_interval, balance-tlb; recordings of Linux 6.1.
+Source: bonding.rst, lp_interval, balance-tlb, balance-alb; recordings of Linux 6.1.
 """
 
 from __future__ import annotations
