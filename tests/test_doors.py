@@ -9,6 +9,7 @@ from typing import Any
 
 from ubond.bond.events import ClosePort
 from ubond.doors import Doors
+from ubond.ports import Port
 
 
 def test_a_slave_that_the_doors_have_is_one_that_the_datapath_knows() -> None:
@@ -24,7 +25,7 @@ def test_a_slave_that_the_doors_have_is_one_that_the_datapath_knows() -> None:
         doors = Doors(fake, 1, fake, fake, fake, fake, bypass=True)
         doors.bond_is_there = False
         pair = socket.socketpair()
-        doors.ports["eth1"] = SimpleNamespace(sockets=pair)  # type: ignore[assignment]
+        doors.ports["eth1"] = Port("eth1", 1, *pair)
         await doors._filtering.acquire()        # a slave's memberships are being set
         closing = asyncio.ensure_future(doors.perform(ClosePort("eth1")))
         for _ in range(5):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv6Address
@@ -251,8 +251,8 @@ class Doors(SlaveDoors):
         port = open_port(slave, facts.index, mark=GATE_MARK, bypass=self._bypass, workers=workers)
         try:
             self._facts[slave] = facts
-            for wanted in (await self._receptions([facts])).values():
-                await asyncio.to_thread(port.let_in, wanted)
+            if self.bond_is_there:
+                await asyncio.to_thread(_let_in_first, port, self._lists, self._wanting(facts))
             await self._follow_offloads()
             self._tell_datapath(port)
         except BaseException:
@@ -272,10 +272,9 @@ class Doors(SlaveDoors):
         await self.datapath.remove(slave)
         # Descriptors and memberships are gone at once, but the call returns only when no CPU can be
         # receiving on the socket, 10 ms later: off the loop, and nobody waits for it.
-        for sock in port.sockets:
-            closing = asyncio.ensure_future(asyncio.to_thread(sock.close))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        closing = asyncio.ensure_future(asyncio.to_thread(port.close))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         self._facts.pop(slave, None)
         await self._follow_offloads()
 
@@ -333,7 +332,7 @@ class Doors(SlaveDoors):
         told = []
         async with self._filtering:
             for slave, wanted in (await self._receptions(self._facts.values())).items():
-                if (port := self.ports.get(slave)) is None:
+                if (port := self.ports.get(slave)) is None or port.asked == wanted:
                     continue
                 try:
                     line = await asyncio.to_thread(port.let_in, wanted)
@@ -347,13 +346,19 @@ class Doors(SlaveDoors):
         """What each of these slaves must let in now."""
         if not self.bond_is_there:
             return {}
-        bond, slaves = await asyncio.to_thread(read_lists, self.index, self.tap.name), tuple(slaves)
-        bond = replace(bond, unicast=bond.unicast | self.shared_mac)
-        vlans, targets = self._has_vlans(), self.ns_targets
-        return {
-            facts.name: needed(bond, filters_vlans=_filters_vlans(facts), vlans=vlans, ns_targets=targets)
-            for facts in slaves
-        }
+        slaves = tuple(slaves)
+        lists = await asyncio.to_thread(self._lists)
+        return {facts.name: self._wanting(facts)(lists) for facts in slaves}
+
+    def _lists(self) -> Reception:
+        """What the bond's device lets in.  Reads files: not for the loop's thread."""
+        found = read_lists(self.index, self.tap.name)
+        return replace(found, unicast=found.unicast | self.shared_mac)
+
+    def _wanting(self, facts: SlaveFacts) -> Callable[[Reception], Reception]:
+        """From the lists of the bond's device to what a slave must let in."""
+        vlans = self._has_vlans()
+        return partial(needed, filters_vlans=_filters_vlans(facts), vlans=vlans, ns_targets=self.ns_targets)
 
     def _has_vlans(self) -> bool:
         """Whether a VLAN device stands on the bond."""
@@ -387,6 +392,11 @@ def _shared_macs(table: TxTable) -> frozenset[bytes]:
     if table.spread is not Spread.LOAD:
         return frozenset()
     return frozenset({table.address, *(slave.mac for slave in table.slaves if table.adaptive)})
+
+
+def _let_in_first(port: Port, lists: Callable[[], Reception], wanting: Callable[[Reception], Reception]) -> None:
+    """Have a new port let in what the bond's device is asked to.  Waits for the kernel: not for the loop's thread."""
+    port.let_in(wanting(lists()))
 
 
 def _filters_vlans(facts: SlaveFacts) -> bool:

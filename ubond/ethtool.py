@@ -1,6 +1,6 @@
-"""ethtool's ioctls: features by name, speed and duplex.
+"""ioctls about interfaces: ethtool's features by name, speed and duplex, and the index of a name.
 
-The ioctl and not ethtool netlink, because every kernel and every container has it.  Calls
+The ioctl and not ethtool netlink, because every kernel and every container has it.  Calls to ethtool
 take the kernel's RTNL lock and may wait in a driver, so the daemon makes them off its loop.
 
 Source: include/uapi/linux/ethtool.h (layouts), ethtool.8 (names).
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ubond.bond.events import DUPLEX_UNKNOWN, SPEED_UNKNOWN, DoorError
 
-SIOCETHTOOL = 0x8946
+SIOCGIFINDEX, SIOCETHTOOL = 0x8933, 0x8946
 ETHTOOL_GSTRINGS = 0x1B
 ETHTOOL_GSSET_INFO = 0x37
 ETHTOOL_GFEATURES = 0x3A
@@ -49,6 +49,15 @@ class Ethtool:
 
     def close(self) -> None:
         self._socket.close()
+
+    def index(self, interface: str) -> int:
+        """The index of an interface.  Asks for no lock, so it may be asked on the loop."""
+        request = struct.pack("16s24x", interface.encode()[:15])
+        try:
+            answer = fcntl.ioctl(self._socket.fileno(), SIOCGIFINDEX, request)
+        except OSError as error:
+            raise DoorError("SIOCGIFINDEX", error.errno or errno.EIO, interface) from error
+        return int(struct.unpack_from("=i", answer, 16)[0])
 
     def features(self, interface: str) -> Features:
         """Read all features of an interface; none where its driver has no ethtool at all."""

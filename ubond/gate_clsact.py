@@ -102,14 +102,14 @@ class Clsact:
         Filters of ours that are there already are replaced.  On failure nothing is left behind.
         """
         made = not await self._has_qdisc(interface, index)
-        own = made or GATE_HANDLE_OWN_QDISC in await self._present(interface, index)
+        own = not made and GATE_HANDLE_OWN_QDISC in await self._present(interface, index)
         handle = GATE_HANDLE_OWN_QDISC if own else GATE_HANDLE
         try:
             if made:
-                await self._make_qdisc(interface, index, handle)
+                await self._make_qdisc(interface, index)
             else:
                 await self._add(interface, index, INGRESS, INGRESS_PROGRAM, handle)
-            await self._add(interface, index, EGRESS, EGRESS_PROGRAM, handle)
+                await self._add(interface, index, EGRESS, EGRESS_PROGRAM, handle)
         except DoorError:
             await self.open(interface, index, own_qdisc=made)
             raise
@@ -120,14 +120,17 @@ class Clsact:
 
         Gates that are open already are no failure: somebody may have removed them.
         """
-        own_qdisc |= GATE_HANDLE_OWN_QDISC in await self._present(interface, index)
-        if own_qdisc and not await self._others(interface, index):
+        found = {way: await self._filters(interface, index, way) for way in (INGRESS, EGRESS)}
+        ours = {way: _handle_of_ours(filters) for way, filters in found.items()}
+        own_qdisc |= GATE_HANDLE_OWN_QDISC in ours.values()
+        if own_qdisc and all(_is_ours(each) for filters in found.values() for each in filters):
             # With its filters, in one call: once they are gone nothing tells that it is ours.
-            if await self._qdisc(interface, index) == "clsact":
+            # What has a filter on the way out is a clsact, any other qdisc in its place has none.
+            if ours[EGRESS] or await self._qdisc(interface, index) == "clsact":
                 await self._requests.tell("RTM_DELQDISC clsact", RTM_DELQDISC, _qdisc(index), interface)
             return
-        for direction in (INGRESS, EGRESS):
-            if handle := await self._ours(interface, index, direction):
+        for direction, handle in ours.items():
+            if handle:
                 await self._remove(interface, index, direction, handle)
 
     async def present(self, interface: str, index: int) -> bool:
@@ -142,18 +145,19 @@ class Clsact:
                             f"a qdisc {kind} stands in the place of clsact; replace it by clsact")
         return kind == "clsact"
 
-    async def _make_qdisc(self, interface: str, index: int, handle: int) -> None:
-        """Make a clsact qdisc with our filter of arrivals in it.
+    async def _make_qdisc(self, interface: str, index: int) -> None:
+        """Make a clsact qdisc with our filters in it.
 
         In one piece: whoever finds the qdisc finds by its filter that it is ours, whenever we die.
         """
         qdisc = _qdisc(index)
         qdisc["attrs"] = [("TCA_KIND", "clsact")]
-        fresh = NLM_F_CREATE | NLM_F_EXCL
+        fresh, handle = NLM_F_CREATE | NLM_F_EXCL, GATE_HANDLE_OWN_QDISC
         try:
             await self._requests.tell_together(
                 ("RTM_NEWQDISC clsact", RTM_NEWQDISC, qdisc, fresh),
                 ("RTM_NEWTFILTER bpf", RTM_NEWTFILTER, _gate(index, INGRESS, handle, INGRESS_PROGRAM), fresh),
+                ("RTM_NEWTFILTER bpf", RTM_NEWTFILTER, _gate(index, EGRESS, handle, EGRESS_PROGRAM), fresh),
                 interface=interface,
             )
         except DoorError as error:
@@ -187,15 +191,7 @@ class Clsact:
         return await self._ours(interface, index, INGRESS), await self._ours(interface, index, EGRESS)
 
     async def _ours(self, interface: str, index: int, direction: int) -> int:
-        for answer in await self._filters(interface, index, direction):
-            if _is_ours(answer):
-                return int(answer["handle"])
-        return 0
-
-    async def _others(self, interface: str, index: int) -> bool:
-        """Whether anybody else has a filter in either direction."""
-        found = [each for way in (INGRESS, EGRESS) for each in await self._filters(interface, index, way)]
-        return not all(_is_ours(each) for each in found)
+        return _handle_of_ours(await self._filters(interface, index, direction))
 
     async def _filters(self, interface: str, index: int, direction: int) -> list[Message]:
         """The filters of one direction: none also where there is no qdisc."""
@@ -210,6 +206,10 @@ class Clsact:
 
 def _is_ours(found: Message) -> bool:
     return found["handle"] in (GATE_HANDLE, GATE_HANDLE_OWN_QDISC) and found.get_attr("TCA_KIND") == "bpf"
+
+
+def _handle_of_ours(filters: Sequence[Message]) -> int:
+    return next((int(each["handle"]) for each in filters if _is_ours(each)), 0)
 
 
 def _explained(error: DoorError) -> DoorError:

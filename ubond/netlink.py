@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from typing import Any
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.rtnl import (
@@ -241,11 +242,11 @@ class Netlink:
 
     async def close_gates(self, name: str, kind: str = "auto") -> str:
         """Close the gates of a slave (see `gates`), and return what the kind in use is called."""
-        return await self._gates.close(name, await self._index(name), kind)
+        return await self._gates.close(name, self._index(name), kind)
 
     async def open_gates(self, name: str) -> None:
         """Remove what close_gates made, and only that."""
-        await self._gates.open(name, await self._index(name))
+        await self._gates.open(name, self._index(name))
 
     async def forget_gates(self, *indices: int) -> None:
         """Remove what of their gates outlives these interfaces and all that were closed, where they are gone."""
@@ -258,7 +259,7 @@ class Netlink:
 
     async def gate_present(self, name: str) -> bool:
         """Whether both gates are closed; somebody may have removed them."""
-        return await self._gates.present(name, await self._index(name))
+        return await self._gates.present(name, self._index(name))
 
     async def add_address(
         self, name: str, address: IPv4Interface | IPv6Interface, broadcast: IPv4Address | None = None
@@ -269,7 +270,7 @@ class Netlink:
         if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
             attributes["BROADCAST"] = str(broadcast or address.network.broadcast_address)
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        message = address_message(await self._index(name), family, address.network.prefixlen, **attributes)
+        message = address_message(self._index(name), family, address.network.prefixlen, **attributes)
         await self._requests.tell(f"RTM_NEWADDR {address}", RTM_NEWADDR, message, name,
                                   NLM_F_CREATE | NLM_F_EXCL)
 
@@ -277,7 +278,7 @@ class Netlink:
         """Remove an address (CIDR) from an interface."""
         ip = ip_interface(address)
         family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-        message = address_message(await self._index(name), family, ip.network.prefixlen, LOCAL=str(ip.ip))
+        message = address_message(self._index(name), family, ip.network.prefixlen, LOCAL=str(ip.ip))
         await self._requests.tell(f"RTM_DELADDR {address}", RTM_DELADDR, message, name)
 
     async def add_gateway(self, name: str, gateway: IPv4Address | IPv6Address) -> None:
@@ -285,7 +286,7 @@ class Netlink:
         message = rtmsg()
         message["family"] = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
         message["table"], message["proto"], message["type"] = RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST
-        message["attrs"] = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", await self._index(name))]
+        message["attrs"] = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", self._index(name))]
         await self._requests.tell(f"RTM_NEWROUTE default via {gateway}", RTM_NEWROUTE, message, name,
                                   NLM_F_CREATE | NLM_F_EXCL)
 
@@ -354,11 +355,13 @@ class Netlink:
         message = link_message(IFNAME=name, EXT_MASK=_SKIP_STATISTICS)
         return await self._requests.ask("RTM_GETLINK", RTM_GETLINK, message, name)
 
-    async def _index(self, name: str) -> int:
-        return int((await self._read_link(name))["index"])
+    def _index(self, name: str) -> int:
+        if not _is_a_name(name):
+            raise DoorError("SIOCGIFINDEX", errno.ENODEV, name)
+        return self._ethtool.index(name)
 
     async def _device(self, name: str) -> Device:
-        return Device(name, await self._index(name))
+        return Device(name, self._index(name))
 
     async def _master(self, index: int) -> Link | None:
         if not index:
@@ -465,23 +468,29 @@ def _mac(text: str | None) -> MacAddr | None:
 
 
 def _link(message: Message) -> Link:
-    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
-    here = message.get_attr("IFLA_LINK_NETNSID") is None
+    # pyroute2 goes through all attributes for each that it is asked for.
+    has = {slot[0]: slot for slot in message["attrs"]}
+
+    def get(name: str) -> Any:
+        return has[f"IFLA_{name}"][1] if f"IFLA_{name}" in has else None
+
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "" if "IFLA_LINKINFO" in has else ""
+    here = get("LINK_NETNSID") is None
     vlan = None
     if kind == "vlan" and (data := message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")):
         vlan = (data.get_attr("IFLA_VLAN_PROTOCOL") or ETH_P_8021Q, data.get_attr("IFLA_VLAN_ID") or 0)
     return Link(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=get("IFNAME"),
         flags=message["flags"],
-        mac=_mac(message.get_attr("IFLA_ADDRESS")),
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        master=message.get_attr("IFLA_MASTER") or 0,
-        lower=(message.get_attr("IFLA_LINK") or 0) if here else 0,
+        mac=_mac(get("ADDRESS")),
+        mtu=get("MTU") or 0,
+        master=get("MASTER") or 0,
+        lower=(get("LINK") or 0) if here else 0,
         kind=kind,
         vlan=vlan,
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        carrier_changes=message.get_attr("IFLA_CARRIER_CHANGES") or 0,
+        alias=get("IFALIAS") or "",
+        carrier_changes=get("CARRIER_CHANGES") or 0,
     )
 
 

@@ -37,6 +37,11 @@ _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 NLMSG = struct.Struct("=IH10x")  # nlmsghdr: length, type; flags, number and port are not asked for
 RECEIVE = 65536
 _DUMP_TRIES = 10
+IFINFO_BYTES, NLA_TYPE_MASK = 16, 0x3FFF
+#: Attributes that an announced link is decoded with: what `uppers.Link` shows, and where it went.
+ANNOUNCED = ("IFLA_IFNAME", "IFLA_ADDRESS", "IFLA_MTU", "IFLA_MASTER", "IFLA_LINK", "IFLA_LINK_NETNSID",
+             "IFLA_LINKINFO", "IFLA_IFALIAS", "IFLA_CARRIER_CHANGES", "IFLA_NEW_NETNSID")  # fmt: skip
+_ANNOUNCED = frozenset(number for number, (name, _) in enumerate(ifinfmsg.nla_map) if name in ANNOUNCED)
 
 
 class _Reader:
@@ -109,7 +114,7 @@ class Requests:
     async def tell_together(self, *requests: tuple[str, int, Message, int], interface: str = "") -> None:
         """Send requests, each (call, kind, message, flags), in one piece: no death can come between them.
 
-        Raises the first refusal; those before it are done.
+        Raises the first refusal; those before it are done, and perhaps those after it.
         """
         data = b""
         for number, (_, kind, message, flags) in enumerate(requests):
@@ -118,7 +123,7 @@ class Requests:
             data += bytes(message.data) + bytes(-len(message.data) % 4)
         calls = " and ".join(call for call, *_ in requests)
         with refusals(calls, interface):
-            outcomes = await asyncio.to_thread(_exchange, data, len(requests))
+            outcomes = _exchange(data, len(requests))
         for (call, *_), outcome in zip(requests, outcomes, strict=False):
             if outcome:
                 raise DoorError(call, outcome, interface)
@@ -141,7 +146,10 @@ class Requests:
 
 
 def _exchange(data: bytes, answers: int) -> list[int]:
-    """Send a piece of messages that each want an acknowledgement; return its errno for each, 0 for done."""
+    """Send a piece of messages that each want an acknowledgement; return its errno for each, 0 for done.
+
+    The kernel has done them all, and answered, when `send` returns.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
         sock.settimeout(10)
         sock.bind((0, 0))
@@ -242,17 +250,33 @@ class Events:
 def _of_interest(data: bytes) -> bytes:
     """Announcements without those that nobody here asks for: to decode one costs half a millisecond.
 
-    New filters and queueing disciplines, and links as a bridge speaks of its ports and IPv6 of its settings.
+    New filters and queueing disciplines, links as a bridge speaks of its ports and IPv6 of its settings, and
+    most of what is said of a link.
     """
     found, at = [], 0
     while at + NLMSG.size < len(data):
         length, kind = NLMSG.unpack_from(data, at)
         end = at + max(NLMSG.size, length + 3 & ~3)
-        of_others = kind in (RTM_NEWLINK, RTM_DELLINK) and data[at + NLMSG.size] != socket.AF_UNSPEC
-        if kind not in (RTM_NEWQDISC, RTM_NEWTFILTER) and not of_others:
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            if data[at + NLMSG.size] == socket.AF_UNSPEC:
+                found.append(_thin_link(data[at:end]))
+        elif kind not in (RTM_NEWQDISC, RTM_NEWTFILTER):
             found.append(data[at:end])
         at = end
     return b"".join(found)
+
+
+def _thin_link(message: bytes) -> bytes:
+    """An announced link with the attributes alone that somebody here reads: two thirds are statistics and limits."""
+    at, kept = NLMSG.size + IFINFO_BYTES, [message[4 : NLMSG.size + IFINFO_BYTES]]
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("=HH", message, at)
+        end = at + max(4, length + 3 & ~3)
+        if kind & NLA_TYPE_MASK in _ANNOUNCED:
+            kept.append(message[at:end])
+        at = end
+    body = b"".join(kept)
+    return struct.pack("=I", 4 + len(body)) + body
 
 
 def _set_receive_buffer(sock: socket.socket, size: int) -> None:
