@@ -1093,7 +1093,7 @@ COUNTERS = (
     "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "rx_ignored", "rx_tap_down", "rx_tap_refused",
     "rx_truncated", "tx_too_long", "tx_too_long_tagged", "tx_refused", "tx_congested", "tx_link_down", "tx_copy_dead",
     "tx_held_too_long", "tx_unknown", "tx_plain", "diverted", "divert_policed", "rx_tunnel_gso",
-    "rx_tunnel_refused", "rx_overrun", "rx_left",
+    "rx_tunnel_refused", "rx_overrun", "rx_left", "tx_control",
 )
 """A slave's counters, in the order of `fp_counters`."""
 
@@ -1416,6 +1416,10 @@ cdef class Engine:
             value = <const uint64_t*>&p.count
             found.append({name: value[k] for k, name in enumerate(COUNTERS)})
         return found
+
+    def count_control(self, int port):
+        """A frame of the bond's own was handed to this slave's NIC."""
+        self.shared.worker[0].port[port].count.tx_control += 1
 
     def times(self, int port):
         """(first sent since it took over, last sent, last received) of a slave in monotonic ns, 0: never."""

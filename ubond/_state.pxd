@@ -74,7 +74,7 @@ cdef extern from * nogil:
     fp_table* load_table "fp_load"(fp_table** p)
     fp_table* swap_table "fp_swap"(fp_table** p, fp_table* value)
 
-cdef struct fp_counters:            # written by one worker but for two, read any time
+cdef struct fp_counters:            # written by one worker but for those of control, read any time
     uint64_t tx_frames
     uint64_t tx_bytes
     uint64_t rx_frames
@@ -98,6 +98,7 @@ cdef struct fp_counters:            # written by one worker but for two, read an
     uint64_t rx_tunnel_refused      # tunnel super-frames that cannot be cut
     uint64_t rx_overrun             # control: the kernel dropped them, the socket's buffer was full
     uint64_t rx_left                # control: still unread in the socket when the slave was released
+    uint64_t tx_control             # control: frames of the bond's own, which never were in the TAP
 
 cdef enum:                          # what a backlog waits for
     IDLE = 0

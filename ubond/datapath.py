@@ -376,6 +376,11 @@ class Datapath:
         """Counters of each slave, by name."""
         return {slave: _sum(self._engine.counters(port)) for slave, port in self._ports.items()}
 
+    def count_control(self, slave: str) -> None:
+        """Count a frame of the bond's own that a slave's NIC was handed (`tx_control`)."""
+        if slave in self._ports:
+            self._engine.count_control(self._ports[slave])
+
     def released(self) -> dict[str, int]:
         """Sums of the counters of slaves that have left."""
         return dict(self._released)

@@ -209,10 +209,10 @@ class Doors(SlaveDoors):
                     self.tap.set_carrier(carrier)
             case SendFrames(slave, frames, _):
                 for frame in frames:
-                    self._port(slave).send(frame)
+                    self._send(slave, frame)
             case AnnounceSeen(slave):
                 for mac in self.datapath.seen_macs():
-                    self._port(slave).send(rarp_announcement(MacAddr(mac)))
+                    self._send(slave, rarp_announcement(MacAddr(mac)))
             case _:
                 raise AssertionError(f"not instant: {action}")
 
@@ -364,10 +364,12 @@ class Doors(SlaveDoors):
         """Whether a VLAN device stands on the bond."""
         return any(link.lower == self.index and link.kind == "vlan" for link in self.netlink.links)
 
-    def _port(self, slave: str) -> Port:
+    def _send(self, slave: str, frame: bytes) -> None:
+        """Send a frame of the bond's own, and count it when the NIC has it."""
         if slave not in self.ports:
             raise DoorError("send", errno.ENODEV, slave)  # released since
-        return self.ports[slave]
+        self.ports[slave].send(frame)
+        self.datapath.count_control(slave)
 
     @property
     def shortcomings(self) -> list[str]:

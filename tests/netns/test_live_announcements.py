@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.netns.world import HOST4, HOST6, Bond, Seen, Sniffer, World, wait_until
+from tests.netns.world import HOST4, HOST6, PEER4, Bond, Seen, Sniffer, World, wait_until
 from ubond.wire import (
     ETH_RARP,
     WireError,
@@ -94,6 +94,36 @@ def test_a_neighbour_advertisement_goes_with_every_arp(world: World) -> None:
         assert advert.src == ADDRESS6
         assert advert.dst == socket.inet_pton(socket.AF_INET6, "ff02::1")
         assert not advert.router
+
+
+def test_announcements_are_counted_apart_from_what_the_bond_carries(world: World) -> None:
+    """A slave's NIC has been handed `tx_frames` and `tx_control` and nothing else."""
+
+    def handed(bond: Bond) -> dict[str, tuple[int, int, int]]:
+        counters = {nic: bond.counters(nic) for nic in world.nics}
+        return {
+            nic: (world.host.counters(nic)["tx"]["packets"], each["tx_frames"], each["tx_control"])
+            for nic, each in counters.items()
+        }
+
+    with world.bond() as bond, Sniffer(world.peer, "eth0") as sniffer:
+        until_quiet(sniffer)
+        before = handed(bond)
+        change(world, bond, "set")
+        world.host.ping(PEER4, count=3)
+
+        def grown() -> dict[str, tuple[int, ...]]:
+            return {
+                nic: tuple(now - then for now, then in zip(counts, before[nic], strict=True))
+                for nic, counts in handed(bond).items()
+            }
+
+        wait_until(lambda: all(nic == carried + own for nic, carried, own in grown().values()), what="the books close")
+        active = bond.active
+        assert active is not None
+        _, carried, own = grown()[active]
+        assert own >= 2, "an ARP and a neighbour advertisement at least"
+        assert carried >= 3
 
 
 def test_the_link_local_address_is_announced_too(world: World) -> None:
