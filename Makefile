@@ -5,7 +5,7 @@ PYTHON = .venv/bin/python
 # An ordinary user gets a user namespace where the system allows that, and a clear line where not.
 WORLD = $(PYTHON) -m ubond.lab world --
 
-.PHONY: help demo test kills guest guest-core guest-short containers containers-core fuzz sanitize bench build lint clean
+.PHONY: help demo test kills guest guest-core guest-short containers containers-short fuzz sanitize bench build lint clean
 
 help:
 	@echo "make demo    watch a bond lose its active link and nothing else (under a minute)"
@@ -14,8 +14,8 @@ help:
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
 	@echo "make guest-core   the core's tests on emulated NICs (NIC=virtio or e1000; TESTS: files; hours)"
 	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (minutes)"
-	@echo "make containers  podman containers with two capabilities (a minute)"
-	@echo "make containers-core  the core's tests in such containers"
+	@echo "make containers  the core's tests in podman containers with two capabilities (TESTS: files; a quarter of an hour)"
+	@echo "make containers-short  what is particular to such containers (a minute)"
 	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make soak    hours of traffic and trouble, books balanced: TIME=seconds (600) SEED=number"
@@ -53,12 +53,11 @@ guest-short:
 	@tools/prepare guest
 	@$(PYTHON) tests/guest/core.py virtio,e1000 -m short tests/netns/test_live_active_backup.py
 
-containers:
+containers-short:
 	@tools/prepare containers
 	@$(PYTHON) -m pytest -m container tests/containers
 
-containers-core:
-	@tools/prepare containers
+containers: containers-short
 	@$(PYTHON) -m pytest --world=container $(or $(TESTS),$(wildcard tests/netns/test_live_*.py))
 
 fuzz: TIME = 60

@@ -152,7 +152,7 @@ class Container:
         self.pid = int(self.inspect("State")["Pid"])
         subprocess.run(["ip", "netns", "attach", self._space.name, str(self.pid)], check=True, capture_output=True)
         # From outside: the container's own /proc/sys is read-only.
-        Space(self._space.name).run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        self._space.outside.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
 
     def close(self) -> None:
         self._stack.close()

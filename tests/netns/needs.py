@@ -17,7 +17,8 @@ LACKS: dict[str, dict[str, str]] = {
         "other users": "CAP_SETUID and CAP_SETPCAP are not there to become somebody with fewer rights "
                        "(containers and users that have fewer are in test_podman.py)",
         "cgroups": "systemd needs a cgroup of its own, and making one takes CAP_SYS_ADMIN",
-        "mounts": "mounting takes CAP_SYS_ADMIN (a container without /dev/net/tun is in test_podman.py)",
+        "mounts": "mounting takes CAP_SYS_ADMIN, and so do namespaces "
+                  "(a container without /dev/net/tun is in test_podman.py)",
     },
     "virtio": {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",

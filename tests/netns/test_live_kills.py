@@ -242,6 +242,7 @@ def shell(world: World, directory: Path, script: str) -> subprocess.CompletedPro
     return world.host.run("sh", "-c", whole, "sh", str(directory), check=False)
 
 
+@pytest.mark.needs("mounts")
 def test_without_room_for_the_journal_up_refuses_and_nothing_is_left(world: World, tmp_path: Path) -> None:
     before = world.picture()
     script = 'fill; $U up bond0 eth2; echo "code $?"; find $directory -type f'
@@ -253,6 +254,7 @@ def test_without_room_for_the_journal_up_refuses_and_nothing_is_left(world: Worl
     assert_as_before(before, world.picture)
 
 
+@pytest.mark.needs("mounts")
 def test_without_room_a_bond_that_runs_goes_on_and_refuses_what_it_cannot_remember(
     world: World, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.netns.world import World
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.needs("mounts")]
 
 #: A machine with a message bus and no udev: with /sys read-only the managers do not wait for it.
 MACHINE = r"""

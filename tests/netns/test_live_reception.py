@@ -140,7 +140,7 @@ def test_promiscuity_and_all_groups_are_followed_and_end(world: World, bond: Bon
     wait_until(lambda: both(True, True), what="a bridge wants everything")
     host.ip("link", "del", "brg")
     wait_until(lambda: both(False, False), what="and no longer")
-    sniffer = host.start("tcpdump", "-i", "bond0", "-w", "/dev/null")
+    sniffer = host.outside.start("tcpdump", "-i", "bond0", "-w", "/dev/null")
     wait_until(lambda: both(True, True), what="a sniffer sees everything")
     sniffer.terminate()
     sniffer.communicate(timeout=10)
@@ -157,7 +157,7 @@ def test_promiscuity_and_all_groups_are_followed_and_end(world: World, bond: Bon
 
 def test_more_groups_than_a_nic_filters_are_all_groups(world: World, bond: Bond) -> None:
     host = world.host
-    host.run("sysctl", "-qw", "net.ipv4.igmp_max_memberships=2000")
+    host.outside.run("sysctl", "-qw", "net.ipv4.igmp_max_memberships=2000")
     many = [f"239.2.{number >> 8}.{number & 255}" for number in range(1500)]
     with join4(host, "bond0", *many):
         wait_until(lambda: all(modes(host, nic) == (0, 1) for nic in world.nics), what="all groups")
@@ -229,7 +229,7 @@ def test_through_nics_that_filter_joined_groups_arrive_also_right_after_a_failov
 def test_following_thousands_of_groups_leaves_the_daemon_idle(world: World, bond: Bond) -> None:
     """Every join is announced by a report; however many come, a tenth of the time goes into following them."""
     host = world.host
-    host.run("sysctl", "-qw", "net.ipv4.igmp_max_memberships=6000")
+    host.outside.run("sysctl", "-qw", "net.ipv4.igmp_max_memberships=6000")
 
     def cpu() -> float:
         user, system = Path(f"/proc/{bond.pid}/stat").read_text().rpartition(")")[2].split()[11:13]

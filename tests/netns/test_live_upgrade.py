@@ -400,6 +400,7 @@ def test_a_failover_after_an_upgrade_is_found_by_sending_and_told(world: World) 
     assert load.got[0]["lost"] == 0  # what left the bond; the other way waits for the announcement
 
 
+@pytest.mark.needs("CAP_BPF")
 def test_queues_of_the_bond_go_over(world: World) -> None:
     with world.bond("eth1", "eth2", "-o", "eth2.queue_id=2") as bond:
         upgrade(bond)
@@ -414,7 +415,7 @@ def test_queues_of_the_bond_go_over(world: World) -> None:
 def test_round_robin_goes_on_in_turn_and_without_loss() -> None:
     with Crossed(2) as world, world.bond("--mode", "balance-rr", addresses=False) as bond:
         # The host's own stack is silent: each of its frames would take a turn.
-        world.host.run("sysctl", "-qw", "net.ipv6.conf.bond0.disable_ipv6=1")
+        world.host.outside.run("sysctl", "-qw", "net.ipv6.conf.bond0.disable_ipv6=1")
         head = bytes.fromhex("02005e005399") + bytes.fromhex("02005e005301") + b"\x88\xb5"
         with Sniffer(world.peer, "p1") as one, Sniffer(world.peer, "p2") as two:
             with world.host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
@@ -585,6 +586,7 @@ def test_a_bond_that_does_not_run_or_runs_in_the_foreground_is_not_upgraded(worl
         process.communicate(timeout=20)
 
 
+@pytest.mark.needs("other users")
 def test_nobody_else_gets_the_descriptors(world: World) -> None:
     """Who may not change the bond does not get it, and the socket's group may only read."""
     with world.bond("eth1", "eth2") as bond:

@@ -92,6 +92,11 @@ class Space:
     name: str
     enter: tuple[str, ...] = ()
 
+    @property
+    def outside(self) -> Space:
+        """The same namespace for what needs more rights than its own programs have: entered from the machine."""
+        return Space(self.name)
+
     def _command(self, *command: str) -> list[str]:
         return [*(self.enter or ("ip", "netns", "exec", self.name)), *command]
 
@@ -527,7 +532,7 @@ class World:
     def picture(self, space: Space | None = None) -> dict[str, Any]:
         """All of a host that a bond may change and has to give back."""
         # Looked at from outside, and with few processes: where each takes long, there are many pictures.
-        space = Space((space or self.host).name)
+        space = (space or self.host).outside
         links = {link["ifname"]: link for link in json.loads(space.ip("-d", "-j", "link", "show"))}
         whole: dict[str, Any] = {"links": [*links], "rules": _nft(space), **_nic_pictures(space, links)}
         whole["routes"] = sorted(
