@@ -20,7 +20,8 @@ help:
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make soak    hours of traffic and trouble, books balanced: TIME=seconds (600) SEED=number"
 	@echo "make churn   a slave added and removed as fast as it goes under load: TIME=seconds (600)"
-	@echo "make bench   the measurements, as JSON lines (about 20 minutes)"
+	@echo "make bench   the headline measurements, as JSON lines (about 20 minutes); WITHOUT=NAME,... contenders left out"
+	@echo "make bench-full  all of them"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make modes   modes changed 1,000 times under TCP and UDP load (a few minutes)"
 	@echo "make docs    write what is generated: docs/options.md and the manual's section on options"
@@ -79,9 +80,11 @@ churn:
 	@tools/prepare test
 	@$(WORLD) $(PYTHON) tests/soak/churn.py --time $(TIME)
 
-bench:
+.PHONY: bench-full
+bench-full: FULL = --full
+bench bench-full:
 	@tools/prepare bench
-	@$(WORLD) $(PYTHON) bench/all.py
+	@$(WORLD) $(PYTHON) bench/all.py $(FULL) $(if $(WITHOUT),--without $(WITHOUT))
 
 build:
 	@tools/prepare demo

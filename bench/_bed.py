@@ -121,11 +121,12 @@ class Bed:
             self.lab.ip("host", "addr", "add", address, "dev", interface)
             try:
                 self._settle()
-                yield Standing(name, interface, tuple(self._pids()))
+                yield Standing(name, interface, tuple(self.pids()))
             finally:
                 self.lab.exec("host", "ip", "addr", "del", address, "dev", interface, check=False)
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """The processes in the host's namespace."""
         return [int(pid) for pid in run("ip", "netns", "pids", self.lab.plan.namespace("host")).split()]
 
     def take_turns(
@@ -243,7 +244,7 @@ class Bed:
     def _processes(self) -> tuple[int, int]:
         """Keeper and daemon: those in the host's namespace that outlive their command."""
         found = {}
-        for pid in self._pids():
+        for pid in self.pids():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if any(b"ubond" in word for word in words) and BOND.encode() in words:

@@ -37,14 +37,22 @@ def ends(bed: Bed, standing: Standing) -> dict[str, tuple[tuple[str, str, str], 
 
 def flood(bed: Bed, standing: Standing) -> dict[str, float]:
     """Frames a second that arrived, by way."""
-    found = {}
-    for way, ((place, nic, to), (at, counter)) in ends(bed, standing).items():
-        sender = bed.load(place, "raw", interface=nic, dst=to, size=60, seconds=seconds(SECONDS) + 1)
-        counted = bed.load(at, "pps-recv", interface=counter, seconds=seconds(SECONDS))
-        found[way] = float(counted.report(end=False)["pps"])
-        sender.report(end=False)
-        if found[way] < 100:
-            raise GuardError(f"{found[way]:.0f} frames a second came through, {way}")
+    return {way: rate(bed, *between) for way, between in ends(bed, standing).items()}
+
+
+def flood_out(bed: Bed, standing: Standing) -> float:
+    return rate(bed, *ends(bed, standing)["out"])
+
+
+def rate(bed: Bed, start: tuple[str, str, str], end: tuple[str, str]) -> float:
+    """Frames a second that arrived at `end` while a sender at `start` does what it can."""
+    (place, nic, to), (at, counter) = start, end
+    sender = bed.load(place, "raw", interface=nic, dst=to, size=60, seconds=seconds(SECONDS) + 1)
+    counted = bed.load(at, "pps-recv", interface=counter, seconds=seconds(SECONDS))
+    found = float(counted.report(end=False)["pps"])
+    sender.report(end=False)
+    if found < 100:
+        raise GuardError(f"{found:.0f} frames a second came through")
     return found
 
 
