@@ -22,6 +22,7 @@ help:
 	@echo "make churn   a slave added and removed as fast as it goes under load: TIME=seconds (600)"
 	@echo "make bench   the headline measurements, as JSON lines (about 20 minutes); WITHOUT=NAME,... contenders left out"
 	@echo "make bench-full  all of them"
+	@echo "make performance  docs/performance.md from the last run, or RESULTS=file"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make modes   modes changed 1,000 times under TCP and UDP load (a few minutes)"
 	@echo "make docs    write what is generated: docs/options.md and the manual's section on options"
@@ -85,6 +86,12 @@ bench-full: FULL = --full
 bench bench-full:
 	@tools/prepare bench
 	@$(WORLD) $(PYTHON) bench/all.py $(FULL) $(if $(WITHOUT),--without $(WITHOUT))
+
+# docs/performance.md from the last run, or from RESULTS.
+.PHONY: performance
+performance:
+	@tools/prepare bench
+	@$(PYTHON) bench/report.py $(RESULTS)
 
 build:
 	@tools/prepare demo

@@ -1,0 +1,121 @@
+"""The page of figures: a table of targets, a table and a plot of what was measured, from the JSON lines of a run.
+
+    python bench/report.py [RESULTS]        into docs/performance.md, between its marks, and docs/performance/
+
+What stands outside the marks is written by hand and stays.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from _contenders import CONTENDERS
+
+matplotlib.use("svg")
+from matplotlib import pyplot  # noqa: E402  # the backend first
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+FOLDER = ROOT / "docs" / "performance"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+Result = dict[str, Any]
+
+
+def title(name: str) -> str:
+    return CONTENDERS[name].title if name in CONTENDERS else name
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def machine(run: Result) -> list[str]:
+    without = ", ".join(map(title, run["without"])) or "none"
+    return [
+        f"`{run['command']}`, {run['date']}, commit {run['commit']}, {run['cpu']} with {run['cores']} cores, "
+        f"Linux {run['kernel']}. Contenders left out by hand: {without}.",
+        "",
+    ]
+
+
+def targets(results: list[Result]) -> list[str]:
+    lines = ["| target | aim | measured | rounds | |", "|---|---|---|---|---|"]
+    for one in results:
+        if "target" in one:
+            least = one.get("at_least")
+            aim = f"≥ {least}" if least is not None else f"≤ {one['at_most']}"
+            aim += f" (moonshot {one['moonshot']})" if "moonshot" in one else ""
+            figure = number(one["ratio"]) if "ratio" in one else f"{number(one['median'])} {one['unit']}"
+            low, high = one.get("round_ratios", (one["least"], one["most"]))
+            met = "met" if one["ok"] else "**missed**"
+            lines.append(f"| {one['target']} | {aim} | {figure} | {number(low)} to {number(high)} | {met} |")
+    return [*lines, ""]
+
+
+def failures(results: list[Result]) -> list[str]:
+    lines = [f"* {one['bench']}: {title(one.get('contender', 'the bench'))} failed: {one['failed']}"
+             for one in results if "failed" in one]  # fmt: skip
+    return ["Not measured in this run:", "", *lines, ""] if lines else []
+
+
+def questions(results: list[Result]) -> dict[str, list[Result]]:
+    """The absolute figures, by question, where contenders were asked it."""
+    found: dict[str, list[Result]] = {}
+    for one in results:
+        if "contender" in one and "against" not in one and "median" in one:
+            found.setdefault(one["bench"], []).append(one)
+    return found
+
+
+def plot(bench: str, found: list[Result]) -> str:
+    """Draw the medians of a question with their spread; the file's name."""
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.4 * len(found)))
+    medians = [one["median"] for one in found]
+    ends = [[one["median"] - one["least"] for one in found], [one["most"] - one["median"] for one in found]]
+    colours = ["#1b6ca8" if one["contender"] == "ubond" else "#b8c4ce" for one in found]
+    axes.barh([title(one["contender"]) for one in found], medians, xerr=ends, color=colours, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(found[0]["unit"])
+    axes.set_title(bench)
+    figure.tight_layout()
+    name = f"{bench}.svg"
+    figure.savefig(FOLDER / name, metadata={"Date": None})
+    pyplot.close(figure)
+    return name
+
+
+def figures(results: list[Result]) -> list[str]:
+    lines = []
+    for bench, found in questions(results).items():
+        lines += [f"### {bench}", "", f"![{bench}](performance/{plot(bench, found)})", ""]
+        lines += [f"| | median, {found[0]['unit']} | least to most | rounds |", "|---|---|---|---|"]
+        lines += [f"| {title(one['contender'])} | {number(one['median'])} | {number(one['least'])} to "
+                  f"{number(one['most'])} | {one['n']} |" for one in found]  # fmt: skip
+        lines.append("")
+    return lines
+
+
+def main() -> int:
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "out" / "results.jsonl"
+    if not source.exists():
+        sys.exit(f"report: there is no {source.name}; make bench writes it")
+    lines = [json.loads(line) for line in source.read_text().splitlines()]
+    runs, results = [one["run"] for one in lines if "run" in one], [one for one in lines if "run" not in one]
+    if not runs or not results:
+        sys.exit(f"report: {source.name} holds no whole run of make bench")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    shutil.copy(source, FOLDER / "results.jsonl")
+    parts = [*machine(runs[0]), *failures(results), "### Targets", "", *targets(results), *figures(results)]
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
