@@ -15,7 +15,7 @@ import matplotlib
 from _contenders import CONTENDERS
 
 matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402  # the backend first
+from matplotlib import pyplot  # the backend first
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
