@@ -62,7 +62,7 @@ cdef int take_batch(fp_worker* w, int tap) noexcept nogil:
     cdef ssize_t n
     w.n_out = 0
     while w.n_out < wanted and used < BATCH_BYTES:
-        n = read(w.tap[tap], w.arena + used, FRAME_MAX)
+        n = fp_read(w.tap[tap], w.arena + used, FRAME_MAX)
         if n < 0:
             if errno == EBADFD or errno == EBADF:
                 tell(w.shared, NEWS_TAP_GONE, 0, NOBODY, 0)
@@ -688,7 +688,7 @@ cdef inline void to_tap(fp_worker* w, fp_port* p, int i, uint32_t length) noexce
     if vnet_is_gso(<uint8_t*>out[0].iov_base) and is_tunnel_gso(<uint8_t*>out[0].iov_base, <uint32_t>out[0].iov_len):
         cut_to_tap(w, p, out)
         return
-    if writev(w.tap[0], out, 2 if out[1].iov_len else 1) >= 0:
+    if fp_write(w.tap[0], out, 2 if out[1].iov_len else 1) >= 0:
         p.count.rx_frames += 1
         p.count.rx_bytes += length - VNET_LEN
     else:
@@ -715,7 +715,7 @@ cdef void cut_to_tap(fp_worker* w, fp_port* p, iovec* packet) noexcept nogil:
         out[0].iov_base = head
         out[0].iov_len = VNET_LEN + cut.headers
         out[1].iov_base = whole + VNET_LEN + at
-        if writev(w.tap[0], out, 2) < 0:
+        if fp_write(w.tap[0], out, 2) < 0:
             count_refused(p)
             return
     p.count.rx_frames += 1

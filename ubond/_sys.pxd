@@ -20,6 +20,7 @@ cdef extern from * nogil:
     #include <sys/ioctl.h>
     #include <sys/mman.h>
     #include <sys/socket.h>
+    #include <sys/syscall.h>
     #include <sys/timerfd.h>
     #include <sys/uio.h>
     #include <net/if.h>
@@ -34,6 +35,17 @@ cdef extern from * nogil:
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
         return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+
+    /* read(2), write(2) and writev(2) without what glibc does in them for pthread_cancel(3), which nobody
+     * calls here: two atomic operations for each frame. */
+    static inline ssize_t fp_read(int fd, void *buffer, size_t size) {
+        return syscall(SYS_read, fd, buffer, size);
+    }
+
+    static inline ssize_t fp_write(int fd, const struct iovec *parts, int n) {
+        return n == 1 ? syscall(SYS_write, fd, parts->iov_base, parts->iov_len)
+                      : syscall(SYS_writev, fd, parts, n);
     }
 
     /* One-shot timer, `ns` from now; 0 disarms it. */
@@ -238,8 +250,8 @@ cdef extern from * nogil:
     int fp_stripped_tag(msghdr* msg, uint16_t* tci, uint16_t* tpid)
     int sendmmsg(int fd, mmsghdr* messages, unsigned int n, int flags)
     int recvmmsg(int fd, mmsghdr* messages, unsigned int n, int flags, void* timeout)
-    ssize_t read(int fd, void* buffer, size_t size)
-    ssize_t writev(int fd, const iovec* parts, int n)
+    ssize_t fp_read(int fd, void* buffer, size_t size)
+    ssize_t fp_write(int fd, const iovec* parts, int n)
     int close(int fd)
 
     union epoll_data:
