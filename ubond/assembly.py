@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -504,9 +504,10 @@ async def adopt(
         await desk.open(listening)
         stack.push_async_callback(desk.close)
         desk.changed()
-        await service.reconcile(journal.load() if line is None else None)
-        slaves = {slave.index for slave in service.snapshot().slaves}
-        await give_back_all(netlink, doors.journal, service.name, but=slaves)
+        with _dying_of_faults(desk, kit, alone=line is None):
+            await service.reconcile(journal.load() if line is None else None)
+            slaves = {slave.index for slave in service.snapshot().slaves}
+            await give_back_all(netlink, doors.journal, service.name, but=slaves)
         desk.settled.set()
         if line is not None:
             service.say(f"goes on in process {os.getpid()} with ubond {__version__}, before {document.pid} with "
@@ -514,6 +515,22 @@ async def adopt(
             await asyncio.to_thread(line.wait_for_end)
         yield desk
         await _leave(desk, stack)
+
+
+@contextlib.contextmanager
+def _dying_of_faults(desk: Desk, kit: Kit, *, alone: bool) -> Iterator[None]:
+    """What keeps a successor from taking up a bond must not undo it: the next one tries again.
+
+    Whoever starts them gives up one that keeps dying, and gives everything back.  `alone`: no process
+    before it is left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not alone or not kit.store.is_there:
+            raise
+        log.critical("%s: could not be taken up", desk.files, exc_info=error)
+        os._exit(1)
 
 
 def _doors(

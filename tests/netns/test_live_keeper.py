@@ -21,8 +21,10 @@ from tests.netns.world import (
     Bond,
     World,
     assert_as_before,
+    inside,
     wait_until,
 )
+from ubond import paths
 
 pytestmark = pytest.mark.netns
 
@@ -75,6 +77,7 @@ class Connection:
             self._ours.settimeout(10)
             self._ours.connect(listening.getsockname())
             self._theirs, _ = listening.accept()
+            self._theirs.settimeout(10)
         self.silence = 0.0
         """The longest time between two answers so far, seconds."""
         self._over = threading.Event()
@@ -204,6 +207,23 @@ def test_a_request_that_comes_while_nobody_lives_is_answered_by_the_successor(wo
     os.kill(bond.pid, signal.SIGKILL)
     assert world.ubond("status", "bond0").stdout.startswith("Ethernet Channel Bonding Driver")
     assert bond.ours["restarts"] == 1
+
+
+def test_a_successor_that_cannot_take_up_the_bond_has_one_itself(world: World) -> None:
+    """Here the first finds a journal that it cannot read, and puts it aside."""
+    bond = up(world)
+    with inside(world.host.name):
+        journal = paths.journal_path("bond0")
+    held = journal.read_text()
+    journal.write_text("{")
+    with Connection(world) as connection:
+        connection.goes_on()
+        os.kill(bond.pid, signal.SIGKILL)
+        wait_until(lambda: restarts(bond) == 2, 15, "the second successor")
+        connection.goes_on()
+    assert bond.slaves == ["eth1", "eth2"]
+    assert journal.read_text() == held
+    journal.with_name(f"{journal.name}.bad").unlink()
 
 
 # ── it ends ──────────────────────────────────────────────────────────────────────────
