@@ -205,12 +205,14 @@ class Bed:
         link = json.loads(self.lab.ip("host", "-s", "-j", "link", "show", "dev", nic))[0]["stats64"]
         return int(link["tx"]["packets"]) + int(link["rx"]["packets"])
 
-    def pulls(self, times: int, *, hold: float = 0.1, patience: float = 5.0) -> Iterator[tuple[int, float, float]]:
+    def pulls(
+        self, times: int, *, hold: float = 0.1, patience: float = 5.0, pretend: bool = False
+    ) -> Iterator[tuple[int, float, float]]:
         """Pull the active slave's cable `times` times; yield number, instant before and after each pull.
 
         Between two pulls the bond has made the failover official, the cable has been plugged
         in again and its port forwards, and the new active slave has carried frames.
-        GuardError if a slave that is pulled had carried nothing.
+        GuardError if a slave that is pulled had carried nothing.  `pretend`: do all of it, but leave the cable alone.
         """
         for number in range(times):
             active = self.active()
@@ -219,11 +221,14 @@ class Bed:
             if self.carried(active) - before < 10:
                 raise GuardError(f"pull {number}: {active} is active and carries nothing")
             start = time.time()
-            self.lab.pull(active)
+            if not pretend:
+                self.lab.pull(active)
             yield number, start, time.time()
-            wait_until(lambda old=active: self.active() not in (old, "None"), patience, "the failover")  # type: ignore[misc]
+            gone = "None" if pretend else active
+            wait_until(lambda old=gone: self.active() not in (old, "None"), patience, "the failover")  # type: ignore[misc]
             time.sleep(hold)
-            self.lab.plug(active)
+            if not pretend:
+                self.lab.plug(active)
             wait_until(lambda nic=active: self._is_up(nic), patience, f"{active} as a backup")  # type: ignore[misc]
 
     def _is_up(self, nic: str) -> bool:
