@@ -1027,7 +1027,7 @@ cdef void look(fp_shared* s, uint32_t port) noexcept nogil:
     cdef fp_link* l = &s.link[port]
     cdef fp_port* p
     cdef uint32_t question[MAX_WORKERS]
-    cdef int carrier, i
+    cdef int carrier, i, before = load_int(&l.reading)
     store_int(&l.poked, 0)
     for i in range(s.n_workers):
         question[i] = load_u32(&s.worker[i].port[port].question)
@@ -1038,7 +1038,7 @@ cdef void look(fp_shared* s, uint32_t port) noexcept nogil:
             store_int(&p.answer, carrier)
             store_u32(&p.answered, question[i])
             fp_kick(s.worker[i].kick)
-    if load_int(&l.open) and carrier != load_int(&l.reading):
+    if load_int(&l.open) and carrier != before and before == load_int(&l.reading):
         store_int(&l.reading, carrier)
         tell(s, NEWS_CARRIER, port, NOBODY, carrier)
 

@@ -308,10 +308,6 @@ class Datapath:
         """How often links are polled, 0: never; `by_mii`: PHY registers before the carrier flag."""
         self._engine.set_interval(ns, by_mii)
 
-    def read_again(self, slave: str) -> None:
-        """Have the watch tell this slave's carrier anew, whatever it told before."""
-        self._engine.set_reading(self._ports[slave], -1)
-
     def look(self, slave: str) -> None:
         """Have the watch read this slave's carrier now instead of at its next poll."""
         if slave in self._ports:

@@ -56,6 +56,22 @@ def test_up_says_which_defaults_it_took_and_down_leaves_no_trace(world: World) -
     assert_as_before(before, world.picture)
 
 
+def test_a_slave_that_has_carrier_and_lacks_the_running_flag_does_not_begin_with_a_failure(world: World) -> None:
+    # The kernel sets the flag when it comes to it, up to a second after the carrier; for a dormant link it never does.
+    world.host.ip("link", "set", "eth2", "down", "mode", "dormant")
+    try:
+        world.ubond("up", "bond0", "eth1", "--miimon", "20")
+        world.ubond("add", "bond0", "eth2")
+        time.sleep(0.1)     # some polls of the monitor
+        said = world.ubond("history", "bond0", "--log").stdout
+    finally:
+        world.ubond("down", "bond0", check=False)
+        world.host.ip("link", "set", "eth2", "mode", "default")
+        world.host.ip("link", "set", "eth2", "up")
+    assert "eth2): Enslaving as a backup interface with an up link" in said
+    assert "definitely down" not in said
+
+
 def test_frames_flow_when_up_returns(world: World) -> None:
     for _ in range(3):
         world.ubond("up", "bond0", "eth1", "eth2", *ADDRESSES)
