@@ -114,6 +114,10 @@ class Job:
     def stderr(self) -> str:
         return self._read("stderr")
 
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
     def wait_for(self, text: str, timeout: float = SCRIPT_SECONDS) -> None:
         """Return when `text` is in stdout; GuestError if the script ends without it or `timeout` seconds pass."""
         end = time.monotonic() + timeout
