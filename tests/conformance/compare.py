@@ -90,7 +90,7 @@ def normal_lines(lines: Iterable[str], ours: bool) -> list[str]:
 
 def turns(out: Sequence[Sequence[Any]]) -> tuple[list[tuple[str, str]], list[int]]:
     """Who follows whom, and how long a turn is; wherever the first frame found the wheel."""
-    order = [slave for _, slave in sorted(out)]
+    order = [slave for _, slave in sorted(out, key=list)]
     runs: list[list[Any]] = []
     for slave in order:
         if runs and runs[-1][0] == slave:
