@@ -79,24 +79,23 @@ state() { grep -q "interface-name:$1\b" /run/read 2>/dev/null && echo unmanaged 
 DHCPCD = r"""
 mkdir /run/dhcpcd
 mount -t tmpfs state /var/lib/dhcpcd
-mount -t tmpfs temporary /tmp
-printf 'nodev\nipv4only\nnodhcp\n' >/tmp/conf
-ubond up bond0 eth1 eth2 2>/tmp/said
-sed -n 's/.*: denyinterfaces/denyinterfaces/p' /tmp/said >/tmp/line
-echo note; cat /tmp/line
+printf 'nodev\nipv4only\nnodhcp\n' >/run/lab-conf
+ubond up bond0 eth1 eth2 2>/run/lab-said
+sed -n 's/.*: denyinterfaces/denyinterfaces/p' /run/lab-said >/run/lab-line
+echo note; cat /run/lab-line
 ip link add other type veth peer name rehto && ip link set other up && ip link set rehto up
-printf '#!/bin/sh\necho $interface $reason >>/tmp/taken\n' >/tmp/hook
-chmod +x /tmp/hook
+printf '#!/bin/sh\necho $interface $reason >>/run/lab-taken\n' >/run/lab-hook
+chmod +x /run/lab-hook
 address() { ip -4 -o address show dev $1 | sed 's/.*inet //'; }
-serve() { dhcpcd --config $1 --nobackground --quiet --script /tmp/hook & dhcpcd=$!; }
-cat /tmp/line /tmp/conf >/tmp/pasted
-serve /tmp/pasted
+serve() { dhcpcd --config $1 --nobackground --quiet --script /run/lab-hook & dhcpcd=$!; }
+cat /run/lab-line /run/lab-conf >/run/lab-pasted
+serve /run/lab-pasted
 until_so 169.254 address other
 echo taken
-sed -n 's/ PREINIT//p' /tmp/taken | sort
+sed -n 's/ PREINIT//p' /run/lab-taken | sort
 ubond down bond0
 kill $dhcpcd; wait $dhcpcd || true
-serve /tmp/conf
+serve /run/lab-conf
 for nic in eth1 eth2; do until_so 169.254 address $nic; done
 kill $dhcpcd; wait $dhcpcd || true
 ip link delete other

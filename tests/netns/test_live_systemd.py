@@ -31,7 +31,6 @@ MACHINE = r"""
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 run /run
-mount -t tmpfs temporary /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/units /run/bonds
 for target in basic sysinit shutdown network lab; do echo '[Unit]' >/run/units/$target.target; done
@@ -60,9 +59,14 @@ class Machine:
             env={**os.environ, "CGROUP": str(self._cgroup), "PYTHON": sys.executable, "UNITS": str(UNITS)},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_until(lambda: self._first is not None, 20, "systemd has begun")
-        is_active = ("systemctl", "is-active", "lab.target")
-        wait_until(lambda: self.run(*is_active, check=False) == "active\n", 20, "its target")
+        try:
+            wait_until(lambda: self._first is not None, 20, "systemd has begun")
+            is_active = ("systemctl", "is-active", "lab.target")
+            wait_until(lambda: self.run(*is_active, check=False) == "active\n", 20, "its target")
+        except BaseException:
+            self._shell.kill()
+            self.close()
+            raise
 
     @property
     def _first(self) -> int | None:
@@ -98,8 +102,9 @@ class Machine:
         self.systemctl("kill", "--kill-who=main", "--signal=KILL", "ubond@bond0")
 
     def close(self) -> None:
-        if (first := self._first) is not None:
-            os.kill(first, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):    # it has ended by itself
+            if (first := self._first) is not None:
+                os.kill(first, signal.SIGKILL)
         self._shell.wait(20)
         for place, _, _ in os.walk(self._cgroup, topdown=False):
             os.rmdir(place)
