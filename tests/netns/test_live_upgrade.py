@@ -24,7 +24,6 @@ from tests.netns.world import (
     PEER6,
     Bond,
     Crossed,
-    LoadError,
     Sniffer,
     World,
     assert_as_before,
@@ -150,8 +149,6 @@ class Load:
         """Every datagram has arrived, once and in order, and there were as many as there should be."""
         for sent, got in zip(self.sent, self.got, strict=True):
             assert_loaded(sent, got, RATE)
-            if got["overflow"]:
-                raise LoadError(f"the receiver itself had no room for {got['overflow']} datagrams")
             assert sent["failed"] == 0
             assert (got["first"], got["last"]) == (0, sent["sent"] - 1)
             assert (got["lost"], got["duplicated"], got["reordered"]) == (0, 0, 0), got
