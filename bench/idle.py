@@ -5,21 +5,13 @@ Memory is the proportional share (PSS): what both share is counted once.
 python bench/idle.py [ROUNDS]
 """
 
-import os
 import time
-from pathlib import Path
 
-from _bed import Bed, in_turn, measure, rounds, share_mb
+from _bed import Bed, in_turn, measure, rounds, share_mb, spent
 from _report import emit
 
 SECONDS = 10.0
 CPU_AT_MOST, RESIDENT_AT_MOST = 0.5, 60.0
-
-
-def processor_seconds(pid: int) -> float:
-    """User and system time of all its threads (proc(5), stat, fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bench(bed: Bed) -> None:
@@ -27,9 +19,9 @@ def bench(bed: Bed) -> None:
         pids = bed.keeper_pid(), bed.daemon_pid()
 
         def watch() -> tuple[float, float]:
-            before, start = sum(map(processor_seconds, pids)), time.monotonic()
+            before, start = sum(map(spent, pids)), time.monotonic()
             time.sleep(SECONDS)
-            used = (sum(map(processor_seconds, pids)) - before) / (time.monotonic() - start)
+            used = (sum(map(spent, pids)) - before) / 1e9 / (time.monotonic() - start)
             return 100 * used, sum(map(share_mb, pids))
 
         found = in_turn(rounds(), [("ubond", watch)])["ubond"]
