@@ -22,7 +22,7 @@ help:
 	@echo "make soak    hours of traffic and trouble, books balanced: TIME=seconds (600) SEED=number"
 	@echo "make churn   a slave added and removed as fast as it goes under load: TIME=seconds (600)"
 	@echo "make bench   the headline measurements, as JSON lines (about 20 minutes); WITHOUT=NAME,... contenders left out"
-	@echo "make bench-full  all of them"
+	@echo "make bench-full  all of them (about an hour); both write a report with plots: bench/out/report/report.md"
 	@echo "make performance  docs/performance.md from the last run, or RESULTS=file"
 	@echo "make build   the virtual environment and the extension"
 	@echo "make modes   modes changed 1,000 times under TCP and UDP load (a few minutes)"
@@ -93,7 +93,8 @@ churn:
 bench-full: FULL = --full
 bench bench-full:
 	@tools/prepare bench
-	@$(WORLD) $(PYTHON) bench/all.py $(FULL) $(if $(WITHOUT),--without $(WITHOUT))
+	@$(WORLD) $(PYTHON) bench/all.py $(FULL) $(if $(WITHOUT),--without $(WITHOUT)); missed=$$?; \
+		$(PYTHON) bench/report.py bench/out/results.jsonl --into bench/out/report && exit $$missed
 
 # docs/performance.md from the last run, or from RESULTS.
 .PHONY: performance

@@ -74,11 +74,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A contender that stands: the interface with HOST_IP on it, and the processes that it consists of."""
+    """A contender that stands: the interface with HOST_IP on it, the processes that it consists of, and how many ms
+    it took until the peer answered over it."""
 
     name: str
     interface: str
     pids: tuple[int, ...] = ()
+    ready_ms: float = 0.0
 
     def processor_ns(self) -> int:
         """Processor time that its processes have taken so far, what the kernel does in their name included."""
@@ -104,7 +106,7 @@ class Bed:
     def load(self, place: str, mode: str, *, urgent: bool = False, **options: object) -> Load:
         return Load(self.lab, place, mode, urgent=urgent, **options)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Return when the peer answers; what an earlier contender left in its caches is gone."""
         self.lab.ip("peer", "neigh", "flush", "all")
         wait_until(self._peer_answers, 10, f"an answer of {PEER_IP}")
@@ -117,11 +119,12 @@ class Bed:
     def stand(self, name: str) -> Iterator[Standing]:
         """A contender, reachable from the peer."""
         address = f"{HOST_IP}/{PREFIX}"
+        start = time.monotonic()
         with CONTENDERS[name].stand(self.lab) as interface:
             self.lab.ip("host", "addr", "add", address, "dev", interface)
             try:
-                self._settle()
-                yield Standing(name, interface, tuple(self.pids()))
+                self.settle()
+                yield Standing(name, interface, tuple(self.pids()), 1000 * (time.monotonic() - start))
             finally:
                 self.lab.exec("host", "ip", "addr", "del", address, "dev", interface, check=False)
 
@@ -176,7 +179,7 @@ class Bed:
         command = (sys.executable, "-c", code, tree) if tree else ("ubond",)
         self.lab.exec("host", *command, "up", BOND, *NICS, *address, *options)
         try:
-            self._settle()
+            self.settle()
             yield BOND
         finally:
             self.lab.exec("host", "ubond", "down", BOND)

@@ -22,7 +22,8 @@ def iperf3(bed: Bed, way: str, *options: str) -> dict[str, Any]:
     server = bed.lab.start(receiver, "iperf3", "-s", "-1", "-p", str(port))
     try:
         bed.wait_listening((receiver, port))
-        words = ("-J", "-c", to, "-p", str(port), "-t", str(seconds(SECONDS)), *options)
+        lasts = max(1, round(seconds(SECONDS)))        # whole ones, and 0 would be for ever
+        words = ("-J", "-c", to, "-p", str(port), "-t", str(lasts), *options)
         found = json.loads(bed.lab.exec(sender, "iperf3", *words, check=False).stdout)
         if "error" in found:
             raise GuardError(f"iperf3: {found['error']}")

@@ -28,7 +28,8 @@ HEADLINE = {
 }  # fmt: skip
 FULL = {
     **dict.fromkeys(HEADLINE), "streams": None, "failover_flows": None, "dead_path": None, "upgrade": None,
-    "tunnels": None, "startup": None, "restart": None, "modes": None, "flood": None,
+    "tunnels": None, "startup": None, "restart": None, "modes": None, "flood": None, "udp": None, "rtt_load": None,
+    "scale": None,
 }  # fmt: skip
 #: Only a kernel that has them can be asked for these; the guest's has.
 IN_GUEST = ("bonding", "team")

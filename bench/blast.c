@@ -5,6 +5,8 @@
  *     blast raw --interface IF [--dst MAC] [--src MAC] [--head HEX] [--size N] [--rate R] [--count N] [--seconds S]
  *               [--flows N]
  *     blast udp-send --to IP [--port P] [--size N] [--rate R] [--count N] [--seconds S]
+ *     blast udp-flood --to IP [--port P] [--size N] [--segments N] [--seconds S]
+ *     blast sink [--port P] [--seconds S]
  *     blast udp-recv [--port P] [--seconds S] [--idle-ms N] [--gap-ms N]
  *     blast pps-recv --interface IF [--seconds S]
  *     blast rtt --to IP [--port P] [--size N] [--count N] [--seconds S] [--interval-us N]
@@ -12,12 +14,15 @@
  *     blast ping --to IP [--count N] [--seconds S] [--interval-us N]
  *     blast tcp-send --to IP [--port P] [--seconds S] [--mbit R]
  *     blast tcp-recv [--port P] [--seconds S] [--gap-ms N]
+ *     blast awake [--seconds S]
  *
  * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline; --head is what follows
  * the MACs, the EtherType first.  With --flows they are UDP datagrams of so many source ports in turn (at
  * most 64).  `udp-send`
  * numbers and times its datagrams, `udp-recv` says which were lost, came twice or out of order
- * and when nothing came.  `ping` sends an ICMP echo every interval whether or not the last one was
+ * and when nothing came.  `udp-flood` sends as many as go; with --segments N, N of them are handed to the kernel in one
+ * piece (UDP_SEGMENT), to be cut where it must be.  A `sink` has the port and reads nothing.  `awake` keeps every
+ * processor from sleeping and gives way to whatever else wants it.  `ping` sends an ICMP echo every interval whether or not the last one was
  * answered; `rtt` waits for each answer of an `echo`.  Instants (`at`) are CLOCK_REALTIME seconds.
  */
 #define _GNU_SOURCE
@@ -31,7 +36,9 @@
 #include <netinet/ip.h>
 #include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -56,7 +63,7 @@ static const uint64_t SECOND = 1000000000, MS = 1000000;
 
 static struct {
     const char *to, *interface, *dst, *src, *head, *port;
-    uint64_t count, size, idle_ms, interval_us, flows;
+    uint64_t count, size, idle_ms, interval_us, flows, segments;
     double seconds, rate, gap_ms, mbit;
 } arg = { .head = "88b5" /* IEEE 802 local experimental */, .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .interval_us = 0 };
 
@@ -345,6 +352,40 @@ static int udp_send(void)
     printf("{\"mode\": \"udp-send\", \"sent\": %lu, \"failed\": %lu, \"error\": \"%s\", \"seconds\": %.3f, "
            "\"pps\": %.0f, \"rate\": %.0f, \"longest_stall_ms\": %.3f}\n", seq, failed,
            error ? strerror(error) : "", took, (double)seq / took, arg.rate, (double)stall / 1e6);
+    return 0;
+}
+
+static int udp_flood(void)
+{
+    int fd = inet_socket(SOCK_DGRAM, false), size = (int)arg.size;
+    uint64_t segments = arg.segments ? arg.segments : 1, begin = now_ns(), sent = 0, failed = 0;
+    if (segments * arg.size > 65000) {
+        fputs("blast: --segments times --size is at most 65000\n", stderr);
+        return 2;
+    }
+    if (segments > 1 && setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) < 0)
+        fail("UDP_SEGMENT");
+    batch_of(segments * arg.size);
+    while (!over(begin)) {
+        int done = sendmmsg(fd, message, BATCH, 0);
+        if (done > 0)
+            sent += (uint64_t)done * segments;
+        else if (errno != EINTR)
+            failed++;
+    }
+    double took = since(begin);
+    printf("{\"mode\": \"udp-flood\", \"sent\": %lu, \"failed\": %lu, \"seconds\": %.3f, \"pps\": %.0f}\n", sent, failed, took,
+           (double)sent / took);
+    return 0;
+}
+
+static int sink(void)
+{
+    uint64_t begin = now_ns();
+    inet_socket(SOCK_DGRAM, true);
+    while (!over(begin))
+        rest(50 * MS);
+    printf("{\"mode\": \"sink\"}\n");
     return 0;
 }
 
@@ -662,11 +703,35 @@ static int tcp_recv(void)
     return 0;
 }
 
+/* ── awake: no processor sleeps ───────────────────────────────────────────────────── */
+
+static int awake(void)
+{
+    struct sched_param none = { .sched_priority = 0 };
+    uint64_t begin = now_ns();
+    bool first = true;
+    if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
+        fail("SCHED_IDLE");
+    /* One for each processor: what wakes up takes it at once. */
+    for (long i = 1; i < sysconf(_SC_NPROCESSORS_ONLN) && first; i++)
+        if (!fork()) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            first = false;
+        }
+    while (!over(begin))
+        for (volatile int i = 0; i < 10000; i++)
+            ;
+    if (first)
+        printf("{\"mode\": \"awake\"}\n");
+    return 0;
+}
+
 /* ── the command line ─────────────────────────────────────────────────────────────── */
 
 static const struct { const char *name; int (*run)(void); } MODES[] = {
     { "raw", raw }, { "udp-send", udp_send }, { "udp-recv", udp_recv }, { "pps-recv", pps_recv },
     { "rtt", rtt }, { "echo", echo }, { "ping", ping }, { "tcp-send", tcp_send }, { "tcp-recv", tcp_recv },
+    { "udp-flood", udp_flood }, { "sink", sink }, { "awake", awake },
 };
 
 int main(int argc, char **argv)
@@ -674,7 +739,7 @@ int main(int argc, char **argv)
     static const struct option known[] = {
         { "to", 1, 0, 't' }, { "interface", 1, 0, 'i' }, { "dst", 1, 0, 'd' }, { "src", 1, 0, 'a' }, { "head", 1, 0, 'h' }, { "port", 1, 0, 'p' },
         { "count", 1, 0, 'c' }, { "size", 1, 0, 's' }, { "idle-ms", 1, 0, 'I' }, { "interval-us", 1, 0, 'u' },
-        { "flows", 1, 0, 'f' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
+        { "flows", 1, 0, 'f' }, { "segments", 1, 0, 'n' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
     struct sigaction action = { .sa_handler = on_signal };
     int found;
     while ((found = getopt_long(argc, argv, "", known, NULL)) != -1)
@@ -689,6 +754,7 @@ int main(int argc, char **argv)
         case 's': arg.size = strtoull(optarg, NULL, 10); break;
         case 'I': arg.idle_ms = strtoull(optarg, NULL, 10); break;
         case 'u': arg.interval_us = strtoull(optarg, NULL, 10); break;
+        case 'n': arg.segments = strtoull(optarg, NULL, 10); break;
         case 'f': arg.flows = strtoull(optarg, NULL, 10); break;
         case 'S': arg.seconds = strtod(optarg, NULL); break;
         case 'r': arg.rate = strtod(optarg, NULL); break;
@@ -711,6 +777,9 @@ int main(int argc, char **argv)
     for (size_t i = 0; optind == argc - 1 && i < sizeof MODES / sizeof *MODES; i++)
         if (!strcmp(argv[optind], MODES[i].name))
             return MODES[i].run();
-    fputs("usage: blast raw|udp-send|udp-recv|pps-recv|rtt|echo|ping|tcp-send|tcp-recv [--OPTION VALUE]...\n", stderr);
+    fputs("usage: blast", stderr);
+    for (size_t i = 0; i < sizeof MODES / sizeof *MODES; i++)
+        fprintf(stderr, "%c%s", i ? '|' : ' ', MODES[i].name);
+    fputs(" [--OPTION VALUE]...\n", stderr);
     return 2;
 }

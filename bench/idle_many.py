@@ -89,6 +89,17 @@ def system_calls(bed: Bed, pids: list[int], lasts: float) -> Counter[int]:
     return begun
 
 
+def use_of(pids: list[int], lasts: float, windows: int) -> tuple[list[float], float]:
+    """Percent of a core that these processes took in each of some windows of `lasts` seconds, and their memory (MB)."""
+    used = []
+    for number in range(windows):
+        note(f"window {number + 1}/{windows}")
+        before, start = sum(map(spent, pids)), time.monotonic()
+        time.sleep(lasts)
+        used.append((sum(map(spent, pids)) - before) / 1e7 / (time.monotonic() - start))
+    return used, sum(map(share_mb, pids))
+
+
 def bench(bed: Bed) -> None:
     bonds = rounds(50)
     lasts = seconds(SECONDS)
@@ -97,15 +108,9 @@ def bench(bed: Bed) -> None:
     try:
         pids = up(bed, bonds)
         time.sleep(2)
-        used, woken = [], []
-        for number in range(WINDOWS):
-            note(f"window {number + 1}/{WINDOWS}")
-            before, sleeps, start = sum(map(spent, pids)), wakes(pids), time.monotonic()
-            time.sleep(lasts)
-            took = time.monotonic() - start
-            used.append(100 * (sum(map(spent, pids)) - before) / took / 1e9)
-            woken.append((wakes(pids) - sleeps) / took / bonds)
-        memory = sum(map(share_mb, pids))
+        sleeps, start = wakes(pids), time.monotonic()
+        used, memory = use_of(pids, lasts, WINDOWS)
+        woken = (wakes(pids) - sleeps) / (time.monotonic() - start) / bonds
         mine = of_bond(pids, "many0")
         calls = system_calls(bed, mine, lasts)
         known = threads(mine)
@@ -119,7 +124,7 @@ def bench(bed: Bed) -> None:
     by_thread = {f"{known.get(tid, 'ended')} {tid}": count for tid, count in sorted(calls.items())}
     emit("idle_many.calls", "system calls", [per_poll], at_most=1.0, ok=per_poll <= 1.0, by_thread=by_thread,
          target="idle: system calls for each slave and poll", **common)  # fmt: skip
-    emit("idle_many.wakes", "wakes a second", woken, at_most=0, ok=max(woken) == 0,
+    emit("idle_many.wakes", "wakes a second", [woken], at_most=0, ok=woken == 0,
          target="idle: how often Python wakes, for each bond", **common)  # fmt: skip
 
 

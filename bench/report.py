@@ -1,10 +1,12 @@
 """The page of figures: a table of targets, a table and a plot of what was measured, from the JSON lines of a run.
 
-    python bench/report.py [RESULTS]        into docs/performance.md, between its marks, and docs/performance/
+    python bench/report.py [RESULTS]                into docs/performance.md, between its marks, and docs/performance/
+    python bench/report.py RESULTS --into FOLDER    a page of its own: FOLDER/report.md
 
 What stands outside the marks is written by hand and stays.
 """
 
+import argparse
 import json
 import shutil
 import sys
@@ -20,6 +22,7 @@ from matplotlib import pyplot  # the backend first
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 FOLDER = ROOT / "docs" / "performance"
+RESULTS = ROOT / "bench" / "out" / "results.jsonl"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Result = dict[str, Any]
 
@@ -70,8 +73,8 @@ def questions(results: list[Result]) -> dict[str, list[Result]]:
     return found
 
 
-def plot(bench: str, found: list[Result]) -> str:
-    """Draw the medians of a question with their spread; the file's name."""
+def plot(bench: str, found: list[Result], folder: Path) -> str:
+    """Draw the medians of a question with their spread into a folder; the file's name."""
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.4 * len(found)))
     medians = [one["median"] for one in found]
     ends = [[one["median"] - one["least"] for one in found], [one["most"] - one["median"] for one in found]]
@@ -82,15 +85,16 @@ def plot(bench: str, found: list[Result]) -> str:
     axes.set_title(bench)
     figure.tight_layout()
     name = f"{bench}.svg"
-    figure.savefig(FOLDER / name, metadata={"Date": None})
+    figure.savefig(folder / name, metadata={"Date": None})
     pyplot.close(figure)
     return name
 
 
-def figures(results: list[Result]) -> list[str]:
+def figures(results: list[Result], folder: Path, at: str) -> list[str]:
+    """A table and a plot for each question; the plots go into `folder`, which the page calls `at`."""
     lines = []
     for bench, found in questions(results).items():
-        lines += [f"### {bench}", "", f"![{bench}](performance/{plot(bench, found)})", ""]
+        lines += [f"### {bench}", "", f"![{bench}]({at}{plot(bench, found, folder)})", ""]
         lines += [f"| | median, {found[0]['unit']} | least to most | rounds |", "|---|---|---|---|"]
         lines += [f"| {title(one['contender'])} | {number(one['median'])} | {number(one['least'])} to "
                   f"{number(one['most'])} | {one['n']} |" for one in found]  # fmt: skip
@@ -99,19 +103,27 @@ def figures(results: list[Result]) -> list[str]:
 
 
 def main() -> int:
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "out" / "results.jsonl"
-    if not source.exists():
-        sys.exit(f"report: there is no {source.name}; make bench writes it")
-    lines = [json.loads(line) for line in source.read_text().splitlines()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="JSON lines of a run (%(default)s)")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="write a page of its own there")
+    wanted = parser.parse_args()
+    if not wanted.results.exists():
+        sys.exit(f"report: there is no {wanted.results}; make bench writes it")
+    text = wanted.results.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     runs, results = [one["run"] for one in lines if "run" in one], [one for one in lines if "run" not in one]
     if not runs or not results:
-        sys.exit(f"report: {source.name} holds no whole run of make bench")
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
-    shutil.copy(source, FOLDER / "results.jsonl")
-    parts = [*machine(runs[0]), *failures(results), "### Targets", "", *targets(results), *figures(results)]
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
+        sys.exit(f"report: {wanted.results} holds no whole run of make bench")
+    folder = wanted.into or FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text(text)
+    parts = [*machine(runs[0]), *failures(results), "### Targets", "", *targets(results),
+             *figures(results, folder, "" if wanted.into else "performance/")]  # fmt: skip
+    if wanted.into:
+        (folder / "report.md").write_text("# Measured\n\n" + "\n".join(parts))
+        return 0
+    before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"{END}{after}")
     return 0

@@ -1,5 +1,5 @@
 """More TCP than one stream: between ends that do next to nothing with the data (`lean`), eight at once, and both ways
-at once; and 60-byte frames both ways at once.
+at once; 60-byte frames both ways at once; and how long each contender took to its first answer, and its memory.
 
     python bench/streams.py [ROUNDS]
 """
@@ -10,6 +10,7 @@ from _streams import WAYS, iperf3, lean, mbit
 from pps import SECONDS, ends
 
 NAMES = ("bare", "ubond", "forwarder", "ovs-tso", "ovs", "dpdk")
+UNITS = {"frames": "frames/s", "memory": "MB", "start": "ms"}
 
 
 def ask(bed: Bed, standing: Standing) -> dict[str, float]:
@@ -19,7 +20,8 @@ def ask(bed: Bed, standing: Standing) -> dict[str, float]:
         found[f"eight.{way}"] = mbit(iperf3(bed, way, "-P", "8"))
     both = iperf3(bed, "out", "--bidir")
     found["both.out"], found["both.in"] = mbit(both), mbit(both, "sum_received_bidir_reverse")
-    return found | {f"frames.both.{way}": pps for way, pps in both_ways(bed, standing).items()}
+    found |= {f"frames.both.{way}": pps for way, pps in both_ways(bed, standing).items()}
+    return found | ({"memory": standing.memory_mb(), "start": standing.ready_ms} if standing.pids else {})
 
 
 def both_ways(bed: Bed, standing: Standing) -> dict[str, float]:
@@ -42,7 +44,7 @@ def both_ways(bed: Bed, standing: Standing) -> dict[str, float]:
 def bench(bed: Bed) -> None:
     found = bed.take_turns(NAMES, lambda standing: ask(bed, standing), rounds())
     for question, figures in found.items():
-        emit_contenders(f"streams.{question}", "frames/s" if "frames" in question else "Mbit/s", figures)
+        emit_contenders(f"streams.{question}", UNITS.get(question.partition(".")[0], "Mbit/s"), figures)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,11 @@ pytestmark = pytest.mark.netns
 
 @pytest.mark.parametrize(
     ("bench", "questions"),
-    [("pps", {"pps.out", "pps.in"}), ("kernel", {"kernel.tcp.out", "kernel.tcp.in", "kernel.pps.out"})],
+    [
+        ("pps", {"pps.out", "pps.in"}),
+        ("kernel", {"kernel.tcp.out", "kernel.tcp.in", "kernel.pps.out"}),
+        ("udp", {"udp.single.out", "udp.single.in", "udp.segmented.out", "udp.segmented.in"}),
+    ],
 )
 def test_each_contender_answers_every_question(bench: str, questions: set[str]) -> None:
     contenders = ("bare", "ubond", "forwarder")
