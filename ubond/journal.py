@@ -72,27 +72,35 @@ class Journal:
     def remember(self, held: Held) -> None:
         """Write down what this slave must get back; return when it is on the disk."""
         self._ensure_loaded()
+        moved = dict(self._moved)
         for name, one in self._held.items():
-            if one.index == held.index and name in self._moved and name != held.slave:
-                self._moved[held.slave] = self._moved[name]  # renamed: its addresses come along
-        self._held[held.slave] = held
-        self._write()
+            if one.index == held.index and name in moved and name != held.slave:
+                moved[held.slave] = moved[name]  # renamed: its addresses come along
+        self._write({**self._held, held.slave: held}, moved)
 
     def forget(self, slave: str) -> None:
-        """This slave has everything back.  The file goes with the last one."""
+        """This slave has everything back.  The file goes with the last one.
+
+        Where the disk is full the file goes on naming it until something is written again: what has been given
+        back is found to be so by whoever reads it.
+        """
         self._ensure_loaded()
-        known = self._held.pop(slave, None), self._moved.pop(slave, None)
-        if self._held:
-            if any(known):
-                self._write()
-        else:
+        held = {name: one for name, one in self._held.items() if name != slave}
+        moved = {name: one for name, one in self._moved.items() if name != slave}
+        if not held:
             self.remove()
+        elif (held, moved) != (self._held, self._moved):
+            try:
+                self._write(held, moved)
+            except JournalError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self._held, self._moved = held, moved
 
     def remember_addresses(self, slave: str, moved: Moved) -> None:
         """Write down which addresses and routes of this slave move to the bond."""
         self._ensure_loaded()
-        self._moved[slave] = moved
-        self._write()
+        self._write(self._held, {**self._moved, slave: moved})
 
     def addresses(self, slave: str) -> Moved:
         """What was moved from this slave; nothing if nothing was."""
@@ -105,7 +113,7 @@ class Journal:
         old, self.path, self._bond = self.path, self.path.with_name(f"{bond}.journal"), bond
         if not self._held:
             return
-        self._write()
+        self._write(self._held, self._moved)
         with self._directory() as directory, contextlib.suppress(FileNotFoundError):
             os.unlink(old.name, dir_fd=directory)
 
@@ -155,25 +163,27 @@ class Journal:
         with os.fdopen(fd, "rb") as file:
             return file.read(_MAX_BYTES)
 
-    def _write(self) -> None:
+    def _write(self, held: dict[str, Held], moved: dict[str, Moved]) -> None:
+        """Make this what the file says, and what is held; neither changes where it fails."""
         new = fresh(self.path).name
         with self._directory() as directory:
             assert directory is not None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=directory)
             try:
-                self._write_new(directory, new)
+                self._write_new(directory, new, _encode(self._bond, held, moved))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.unlink(new, dir_fd=directory)  # half a file: the disk is full
                 raise
             os.replace(new, self.path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            self._held, self._moved = held, moved
             os.fsync(directory)
 
-    def _write_new(self, directory: int, name: str) -> None:
+    def _write_new(self, directory: int, name: str, text: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
-            file.write(_encode(self._bond, self._held, self._moved))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
 

@@ -104,10 +104,15 @@ def write_for_all(path: Path, text: str) -> None:
         check_directory(directory)
     new = fresh(path)
     new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC), "w") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
-    new.rename(path)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with os.fdopen(fd, "w") as file:
+            os.fchmod(fd, 0o644)
+            file.write(text)
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)  # half a file: the disk is full
+        raise
 
 
 def remove_empty_dirs() -> None:

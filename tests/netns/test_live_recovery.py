@@ -13,7 +13,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,8 @@ from tests.netns.world import (
 from ubond import paths
 
 pytestmark = pytest.mark.netns
+
+KERNEL_REFUSED = 5
 
 
 @pytest.fixture
@@ -433,3 +437,54 @@ def test_the_daemon_survives_a_client_of_every_bad_kind(world: World) -> None:
             client.close()
         wait_until(lambda: world.ubond("status", "bond0", check=False).returncode == 0, what="room for a client")
         assert bond.active != "eth1"
+
+
+# ── a full disk ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.needs("mounts")
+def test_a_full_disk_stops_nothing_but_what_must_be_written_down(world: World, tmp_path: Path) -> None:
+    """What cannot be written down is not taken; what is taken is used, and given back."""
+    disk, run = tmp_path, tmp_path / "run"
+    fill = disk / "fill"
+
+    def ubond(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "UBOND_RUNTIME_DIR": str(run)}
+        return world.host.run(sys.executable, "-m", "ubond", *words, check=False, env=env)
+
+    def fill_up() -> None:
+        with contextlib.suppress(OSError), fill.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(OSError, match="No space"):
+            (disk / "more").write_bytes(b"0")
+        (disk / "more").unlink()
+
+    before = world.picture()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "none", str(disk)], check=True)
+    try:
+        fill_up()
+        refused = ubond("up", "bond0", "eth1", "eth2")
+        assert refused.returncode == KERNEL_REFUSED, refused.stderr
+        assert "No space left on device" in refused.stderr
+        assert_as_before(before, world.picture)
+
+        fill.unlink()
+        assert ubond("up", "bond0", "eth1", "eth2").returncode == 0
+        fill_up()
+        alone = world.picture()["eth3"]
+        refused = ubond("add", "bond0", "eth3")
+        assert refused.returncode == KERNEL_REFUSED, refused.stderr
+        assert "No space left on device" in refused.stderr
+        assert world.picture()["eth3"] == alone
+        world.pull("eth1")
+        wait_until(lambda: "Active Slave: eth2" in ubond("status", "bond0").stdout, what="a failover on a full disk")
+        world.plug("eth1")
+        for words in (("remove", "bond0", "eth1"), ("down", "bond0")):
+            done = ubond(*words)
+            assert (done.returncode, done.stderr) == (0, ""), words
+        assert_as_before(before, world.picture)
+        assert sorted(path.name for path in disk.iterdir()) == ["fill"]
+    finally:
+        ubond("down", "bond0")
+        subprocess.run(["umount", str(disk)], check=True)
