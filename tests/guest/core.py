@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import queue
+import shlex
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from prepare import CHECKOUT
 MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000"}
 #: As many as the world with the most NICs has.
 CABLES = 4
-FILE_SECONDS, LIFE_SECONDS = 3600.0, 12 * 3600.0
+LIFE_SECONDS = 12 * 3600.0
 
 
 def nics(worlds: list[str]) -> list[Nic]:
@@ -34,12 +35,12 @@ def nics(worlds: list[str]) -> list[Nic]:
     return near + [Nic(f"{pair}f", wire=pair) for pair in pairs]
 
 
-def run(guest: Guest, world: str, words: list[str]) -> tuple[str, str]:
-    """Run pytest in a guest; what it said, and the line about it."""
+def run(guest: Guest, world: str, words: list[str], seconds: float) -> tuple[str, str]:
+    """Run pytest in a guest for so long at most; what it said, and the line about it."""
     began = time.monotonic()
     options = f"--world={world} -p no:cacheprovider --tb=short --durations=5 --junit-xml=/run/guest/report.xml"
-    script = f"cd {CHECKOUT}\nexec python -m pytest {options} {' '.join(words)}"
-    said = guest.run(script, timeout=FILE_SECONDS)
+    script = f"cd {CHECKOUT}\nexec python -m pytest {options} {shlex.join(words)}"
+    said = guest.run(script, timeout=seconds)
     suite = next(ElementTree.fromstring(guest.read("report.xml")).iter("testsuite"))
     names = ("tests", "failures", "errors", "skipped")
     counts = ", ".join(f"{suite.get(name, 0)} {name}" for name in names)
@@ -53,6 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the core's tests on emulated NICs, in guests.")
     parser.add_argument("worlds", type=lambda text: text.split(","), help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--jobs", type=int, default=1, help="guests at once (1)")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for each file (3600)")
     parser.add_argument("--cpus", type=int, default=1, help="of each guest (1)")
     options, words = parser.parse_known_args()
     files = [word for word in words if word.partition("::")[0].endswith(".py")]
@@ -73,7 +75,7 @@ def main() -> int:
                 try:
                     with Guest(nics(options.worlds), lifetime=LIFE_SECONDS, memory=1536, cpus=options.cpus) as guest:
                         while True:
-                            said, line = run(guest, world, [file, *others])
+                            said, line = run(guest, world, [file, *others], options.seconds)
                             print(f"{said}\n{line}", flush=True)
                             lines.append(line)
                             world, file = waiting.get_nowait()

@@ -27,6 +27,7 @@ class Slot:
         interface = found[0]
         self._device = (interface / "device").resolve()
         self._driver = (self._device / "driver").resolve()
+        self.plugged = True
 
     def empty(self) -> None:
         if (self._device / "driver").exists():
@@ -41,6 +42,7 @@ class Slot:
 
     def cable(self, state: str) -> None:
         subprocess.run(["cable", self.name, state], check=True, capture_output=True, timeout=60)
+        self.plugged = state == "on"
 
     def move(self, space: Space, name: str, mtu: int) -> None:
         now = self.fill()
@@ -78,8 +80,17 @@ class Emulated(Kind):
             slot.cable("off")
 
     def plug(self, world: World, nic: str) -> None:
-        for slot in self._pair(nic):
-            slot.cable("on")
+        # The far end first: what a bond says on a link that has just returned is said once.
+        near, far = self._pair(nic)
+        far.cable("on")
+        world.wait_far_end(nic)
+        near.cable("on")
+
+    def settle(self, world: World, bond: Bond) -> None:
+        # An e1000 whose MTU has changed needs longer in an emulated machine than `ubond up` waits for it.
+        for nic in bond.slaves:
+            if nic in world.nics and self._pair(nic)[0].plugged:
+                wait_until(lambda nic=nic: world.host.carrier(nic), what=f"carrier of {nic}")
 
     def vanished(self, world: World, bond: Bond) -> int:
         counters = [bond.counters(nic) for nic in world.nics if nic in bond.slaves]

@@ -55,8 +55,7 @@ def until_quiet(sniffer: Sniffer, seconds: float = 0.2) -> None:
 
 def change(world: World, bond: Bond, way: str) -> None:
     """Make the other slave the active one, by pulling the active one's cable or by hand."""
-    old = bond.active
-    assert old is not None
+    old = wait_until(lambda: bond.active, what="an active slave")
     new = next(nic for nic in world.nics if nic != old)
     if way == "pull":
         world.pull(old)
@@ -257,13 +256,13 @@ def test_memberships_are_reported_again_after_a_failover(world: World, count: in
         joined6 = world.host.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with joined4, joined6:
             index = world.host.link("bond0")["ifindex"]
-            joined4.setsockopt(
-                socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack("4s4si", GROUP4, ADDRESS4, index)
-            )
-            joined6.setsockopt(
-                socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("16sI", GROUP6, index)
-            )
             with Sniffer(world.peer, "eth0") as sniffer:
+                joined4.setsockopt(
+                    socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack("4s4si", GROUP4, ADDRESS4, index)
+                )
+                joined6.setsockopt(
+                    socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("16sI", GROUP6, index)
+                )
                 # The kernel's own reports of the join, which it repeats, come first.
                 sniffer.collect(lambda seen: reports(GROUP4)(seen), 2)
                 sniffer.during(1.2, lambda seen: True)

@@ -26,6 +26,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -240,12 +241,20 @@ class Sniffer:
     def collect(self, wanted: Callable[[Seen], Any], count: int = 1, seconds: float = 8.0) -> list[Seen]:
         """Wait for so many wanted frames and return all wanted ones so far."""
         found: list[Seen] = []
+        others: Counter[str] = Counter()
 
         def enough() -> bool:
-            found.extend(seen for seen in self.take() if wanted(seen))
+            for seen in self.take():
+                if wanted(seen):
+                    found.append(seen)
+                else:
+                    others[f"{seen.kind:04x} from {seen.src}"] += 1
             return len(found) >= count
 
-        wait_until(enough, seconds, f"{count} wanted frames, {len(found)} came")
+        try:
+            wait_until(enough, seconds, f"{count} wanted frames")
+        except WorldError as error:
+            raise WorldError(f"{error}: {len(found)} came, and {dict(others)}") from None
         return found
 
     def during(self, seconds: float, wanted: Callable[[Seen], Any]) -> list[Seen]:
@@ -310,6 +319,9 @@ class Kind:
     def plug(self, world: World, nic: str) -> None:
         space, port = world.far_end(nic)
         space.ip("link", "set", port, "up")
+
+    def settle(self, world: World, bond: Bond) -> None:
+        """Return when the slaves of a bond that has just come up have the links that they had before."""
 
     def vanished(self, world: World, bond: Bond) -> int:
         """Frames that the bond has handed to its slaves and that have come out nowhere: veth holds none."""
@@ -494,6 +506,9 @@ class World:
 
     def wait_forwarding(self, nic: str) -> None:
         wait_until(lambda: self.host.carrier(nic), what=f"carrier of {nic}")
+        self.wait_far_end(nic)
+
+    def wait_far_end(self, nic: str) -> None:
         space, port = self.far_end(nic)
         wait_until(lambda: _forwards(space, port), what=f"the port of {nic} forwards")
 
@@ -518,8 +533,10 @@ class World:
         if "--workers" not in words and (workers := os.environ.get("UBOND_TEST_WORKERS")):
             words += ("--workers", workers)
         self.ubond("up", name, *slaves, *words, *(ADDRESSES if addresses else ()))
+        bond = Bond(self, name)
         try:
-            yield Bond(self, name)
+            self.kind.settle(self, bond)
+            yield bond
         finally:
             self.ubond("down", name, check=False)
             for nic in self.nics:
@@ -541,7 +558,8 @@ class World:
         )  # fmt: skip
         with inside(space.name):
             directory = paths.runtime_dir()
-        whole["files"] = sorted(str(path) for path in directory.rglob("*") if path.is_file() or path.is_socket())
+        # `os.walk` minds no directory that goes while it looks.
+        whole["files"] = sorted(str(Path(place, name)) for place, _, names in os.walk(directory) for name in names)
         whole["processes"] = _ubonds(space)
         return whole
 
