@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ubond import store
+from ubond import daemon, store
+from ubond.bond.options import Refused
 from ubond.keeper import DEATHS, Inheritance, Keeper
 
 # ── the document ─────────────────────────────────────────────────────────────────────
@@ -139,6 +142,73 @@ def test_what_is_reopened_under_its_number_is_kept_anew() -> None:
     assert [(each.get("FDSTORE"), each["FDNAME"]) for each in said] == [
         ("1", "document"), ("1", "pipe"), (None, "pipe"), ("1", "pipe"),
     ]  # fmt: skip
+
+
+def fill(sock: socket.socket) -> None:
+    """Say so much that no more can be said until somebody listens."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            store.send(sock, b"X=" + b"x" * 4000)
+
+
+def test_who_is_slow_to_listen_hears_that_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once if they listen again within a while, else with the next update; nobody takes them for dead."""
+    monkeypatch.setattr(store, "_PATIENCE_MS", 20)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        keeping = store.Store(theirs)
+        keeping.open_document()
+        fill(theirs)
+        keeping.ready()
+        keeping.update(b"text", {})
+        said = []
+        ours.setblocking(False)
+        for _ in range(2):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    message, descriptors = store.receive(ours)
+                    said.append(store.unpack(message))
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+            keeping.update(b"more", {})
+    assert [each for each in said if "X" not in each] == [
+        {"READY": "1"}, {"FDSTORE": "1", "FDNAME": "document", "FDPOLL": "0"},
+    ]  # fmt: skip
+
+
+def test_who_listens_again_soon_is_waited_for() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        fill(theirs)
+
+        def listen() -> None:
+            time.sleep(0.05)
+            while (message := store.receive(ours)[0]) and store.unpack(message).get("READY") != "1":
+                pass
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        store.Store(theirs).ready()
+        listener.join(10)
+        assert not listener.is_alive()
+
+
+def test_one_that_dies_between_its_outcome_and_its_keeper_hearing_of_it_ends_the_command_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The daemon says that it is ready and dies, its keeper gives all back and says that: the last word counts."""
+    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
+        managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
+    )))  # fmt: skip
+    monkeypatch.setattr(daemon, "_load_all", lambda: None)
+    monkeypatch.setattr(daemon, "recover", lambda *_: 2)
+
+    def run(given: store.Store, ready: Callable[[list[str]], None], **_: object) -> None:
+        ready(["a remark"])
+        die()
+
+    with pytest.raises(Refused, match=r"was killed by signal 9 \(SIGKILL\) while starting"):
+        daemon._start_in_background("bond9", run, keeper=True)
 
 
 def test_one_that_keeps_dying_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,6 +160,7 @@ class Desk:
     async def down(self) -> None:
         await self._stay()
         await self.service.shut()
+        self._stop_keeping()
         self.service.doors.tap.close()
         await asyncio.to_thread(self._kit.store.clear)
         self.ended.set()
@@ -184,6 +185,7 @@ class Desk:
                 self.service.go_on()
                 raise
             self.left = True
+            self._stop_keeping()
             self._server.stop_listening()  # before the other end hears that we are gone
             await asyncio.to_thread(self._kit.store.clear)  # whatever happens now, nobody starts us again
             self.ended.set()

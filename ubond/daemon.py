@@ -140,7 +140,7 @@ def _start_in_background(bond: str, run: Run, *, keeper: bool, patience: float |
     if not answer:
         _, status = os.waitpid(child, 0)
         raise DoorError("daemon", errno.ECHILD, bond, f"the daemon died while starting (status {status})")
-    outcome = json.loads(answer)
+    outcome = _last_outcome(answer)
     _raise_outcome(outcome)
     return list(outcome["notes"])
 
@@ -152,7 +152,7 @@ def _keep_in_foreground(bond: str, run: Run) -> None:
         code = _keep(bond, run, writer, on_ready=_tell_service_manager, foreground=True)
         answer = pipe.read()
     if answer:
-        _raise_outcome(json.loads(answer))
+        _raise_outcome(_last_outcome(answer))
     if code:
         raise Refused(errno.ECHILD, [f"{bond}: its daemon died again and again; its slaves are given back"])
 
@@ -192,7 +192,7 @@ def _keep(
         if not keeper.was_ready:
             text = f"{bond}: its daemon {death} while starting; what it had taken is given back"
             error = Refused(errno.ECHILD, [text])
-            os.write(writer, json.dumps(_outcome(error)).encode())
+            _tell(writer, _outcome(error))
             os.close(writer)
         return 0 if keeper.asked_to_end and keeper.was_ready else 1
 
@@ -229,7 +229,7 @@ def _be_the_daemon(bond: str, run: Callable[[Ready], None], writer: int | None =
     def tell(outcome: dict[str, object]) -> None:
         nonlocal writer
         if writer is not None:
-            os.write(writer, json.dumps(outcome).encode())
+            _tell(writer, outcome)
             os.close(writer)
             writer = None
 
@@ -241,6 +241,15 @@ def _be_the_daemon(bond: str, run: Callable[[Ready], None], writer: int | None =
         tell(_outcome(error))
         return 1
     return 0
+
+
+def _tell(writer: int, outcome: Mapping[str, object]) -> None:
+    os.write(writer, json.dumps(outcome).encode() + b"\n")
+
+
+def _last_outcome(told: bytes) -> dict[str, Any]:
+    """A daemon may have told that it is ready, and died before its keeper heard so, which then has the last word."""
+    return dict(json.loads(told.splitlines()[-1]))
 
 
 def _outcome(error: BaseException) -> dict[str, object]:

@@ -121,6 +121,8 @@ class Store:
         self._document = (kept or {}).get(DOCUMENT, -1)
         self._number = 0
         self._text = b""
+        self._owes_ready = False
+        """Said, but not heard yet: the next update says it again."""
         if self._document >= 0:
             found = [each for slot in (0, 1) if (each := _read_slot(self._document, slot)) is not None]
             self._number = max((number for number, _ in found), default=0)
@@ -146,12 +148,16 @@ class Store:
         """Have exactly these descriptors kept, and this as the document, as far as they are new."""
         if self._sock is None:
             return
-        wanted = {DOCUMENT: self._document, **descriptors}
+        all_of_it = {DOCUMENT: self._document, **descriptors}
+        wanted = {role: (descriptor, _identity(descriptor)) for role, descriptor in all_of_it.items()}
         try:
+            if self._owes_ready:
+                send(self._sock, pack(READY="1"))
+                self._owes_ready = False
             for role in self._kept.keys() - wanted.keys():
                 self._drop(role)
-            for role, descriptor in wanted.items():
-                if self._kept.get(role) != (identity := _identity(descriptor)):
+            for role, (descriptor, identity) in wanted.items():
+                if self._kept.get(role) != identity:
                     if role in self._kept:
                         self._drop(role)
                     send(self._sock, pack(FDSTORE="1", FDNAME=quote(role), FDPOLL="0"), descriptor)
@@ -168,7 +174,7 @@ class Store:
 
     def ready(self) -> None:
         """Frames flow."""
-        self._say(pack(READY="1"))
+        self._owes_ready = not self._say(pack(READY="1"))
 
     def clear(self) -> None:
         """The bond ends: nothing is to be kept any more; return when nothing is."""
@@ -194,12 +200,23 @@ class Store:
         send(self._sock, pack(FDSTOREREMOVE="1", FDNAME=quote(role)))
         del self._kept[role]
 
-    def _say(self, message: bytes, *descriptors: int) -> None:
-        if self._sock is not None:
+    def _say(self, message: bytes, *descriptors: int) -> bool:
+        """Say one thing, and wait a while for whoever is slow to listen; return False if they did not all that time."""
+        if self._sock is None:
+            return True
+        try:
             try:
                 send(self._sock, message, *descriptors)
-            except OSError:
-                self._sock = None
+            except BlockingIOError:
+                waiting = select.poll()
+                waiting.register(self._sock, select.POLLOUT)
+                waiting.poll(_PATIENCE_MS)
+                send(self._sock, message, *descriptors)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._sock = None  # it has died
+        return True
 
 
 def _identity(descriptor: int) -> tuple[int, int, int]:
