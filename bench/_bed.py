@@ -36,6 +36,8 @@ from ubond.lab import (  # noqa: E402
 )
 
 NEAR_RATE = 0.95
+#: Modes of `blast` that bind a UDP port, and which one where nothing is said.
+UDP_LISTENERS, PORT = ("udp-recv", "echo", "sink"), 5001
 
 
 def switch_port(nic: str) -> str:
@@ -51,6 +53,11 @@ class Load:
         first = ("chrt", "-f", "1") if urgent else ()
         self._process = lab.start(place, *first, str(BIN / "blast"), mode, *flags)
         self._mode, self._rate = mode, float(str(options.get("rate", 0)))
+        if mode in UDP_LISTENERS:
+            port = f":{int(str(options.get('port', PORT))):04X} "
+            # What comes before is refused, and would count as lost on the way.
+            tables = ("/proc/net/udp", "/proc/net/udp6")
+            wait_until(lambda: port in lab.exec(place, "cat", *tables).stdout, 10, f"{mode} on port{port}")
 
     def report(self, *, end: bool = True, timeout: float = 120) -> dict[str, Any]:
         """What it measured.  `end`: tell it to stop now, else wait until it has done its work.
@@ -67,6 +74,8 @@ class Load:
             raise GuardError(f"the generator sent {found['pps']:.0f} of {self._rate:.0f} a second")
         if found.get("offered", 1) < NEAR_RATE and not end:
             raise GuardError(f"ping asked only {found['offered']:.0%} of its questions")
+        if found.get("error") == "Connection refused":
+            raise GuardError("nobody listened to what the generator sent")
         if found.get("overflow"):
             raise GuardError(f"the receiver's own socket overflowed ({found['overflow']})")
         return found
