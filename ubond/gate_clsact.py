@@ -165,8 +165,8 @@ class Clsact:
 
     async def _qdisc(self, interface: str, index: int) -> str:
         """Kind of the qdisc in clsact's place (`clsact`, `ingress`), empty if there is none."""
-        for answer in await self._requests.dump("RTM_GETQDISC", RTM_GETQDISC, _tc(index), interface):
-            if answer["index"] == index and answer["parent"] == CLSACT:
+        for answer in await self._requests.dump("RTM_GETQDISC", RTM_GETQDISC, _tc(index), interface, index):
+            if answer["parent"] == CLSACT:
                 return str(answer.get_attr("TCA_KIND"))
         return ""
 
@@ -199,8 +199,8 @@ class Clsact:
         message["parent"] = direction
         return [
             answer
-            for answer in await self._requests.dump("RTM_GETTFILTER", RTM_GETTFILTER, message, interface)
-            if answer["index"] == index and answer["parent"] == direction and answer["handle"]
+            for answer in await self._requests.dump("RTM_GETTFILTER", RTM_GETTFILTER, message, interface, index)
+            if answer["parent"] == direction and answer["handle"]
         ]
 
 

@@ -377,9 +377,8 @@ class Netlink:
         await self._requests.tell(f"RTM_SETLINK {what}", RTM_SETLINK, message, name)
 
     async def _dump_addresses(self, index: int = 0) -> list[Address]:
-        found = await self._requests.dump("RTM_GETADDR", RTM_GETADDR, address_message())
-        addresses = (_address(message) for message in found)
-        return [address for address in addresses if index in (0, address.index)]
+        found = await self._requests.dump("RTM_GETADDR", RTM_GETADDR, address_message(), index=index)
+        return [_address(message) for message in found]
 
     def _tell(self, change: Change) -> None:
         for listener in tuple(self._listeners):

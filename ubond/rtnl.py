@@ -1,8 +1,10 @@
 """The route netlink socket: requests and answers, and the stream of events.
 
-pyroute2 encodes, decodes and matches answers to requests; what is added here is that it runs
-on any event loop (uvloop refuses datagram endpoints of this family), that every failure
-leaves as `DoorError`, and that an overrun of the event socket is reported, not hidden.
+pyroute2 encodes and decodes; sockets are read here.  Of its own a request took three times as long, half of it in
+queues of the loop and in decoding what nobody reads.  Every failure leaves as `DoorError`, and an
+overrun of the event socket is reported, not hidden.
+
+Source: netlink(7), rtnetlink(7), linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -10,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
-from pyroute2.netlink.core import CoreDatagramProtocol
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWLINK, RTM_NEWQDISC, RTM_NEWTFILTER
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.iprsocket import AsyncIPRSocket
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from ubond.bond.events import DoorError
@@ -33,7 +36,11 @@ RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10,
 GROUPS = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 
 NLM_F_DUMP_INTR = 0x10
-_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS, _NLMSGERR_ATTR_MSG = 0x100, 0x200, 1
+_NEWLINK = RTM_NEWLINK.to_bytes(2, sys.byteorder)
+#: Seconds after which an answer that should have been there at once is not coming.
+_TIMEOUT = 10.0
 NLMSG = struct.Struct("=IH10x")  # nlmsghdr: length, type; flags, number and port are not asked for
 RECEIVE = 65536
 _DUMP_TRIES = 10
@@ -41,123 +48,197 @@ IFINFO_BYTES, NLA_TYPE_MASK = 16, 0x3FFF
 #: Attributes that an announced link is decoded with: what `uppers.Link` shows, and where it went.
 ANNOUNCED = ("IFLA_IFNAME", "IFLA_ADDRESS", "IFLA_MTU", "IFLA_MASTER", "IFLA_LINK", "IFLA_LINK_NETNSID",
              "IFLA_LINKINFO", "IFLA_IFALIAS", "IFLA_CARRIER_CHANGES", "IFLA_NEW_NETNSID")  # fmt: skip
-_ANNOUNCED = frozenset(number for number, (name, _) in enumerate(ifinfmsg.nla_map) if name in ANNOUNCED)
-
-
-class _Reader:
-    """Stands where pyroute2 expects a transport: reads when the loop says that there is something."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: CoreDatagramProtocol
-    ) -> None:
-        self._loop, self._sock, self._protocol = loop, sock, protocol
-        sock.setblocking(False)
-        protocol.connection_made(self)
-        loop.add_reader(sock.fileno(), self._read)
-
-    def _read(self) -> None:
-        try:
-            self._protocol.datagram_received(*self._sock.recvfrom(RECEIVE))
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            self._protocol.error_received(error)
-
-    def abort(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-
-    close = abort
-
-
-class _Socket(AsyncIPRSocket):  # type: ignore[misc, no-any-unimported, unused-ignore]
-    """pyroute2's socket, read by `add_reader`: the same on asyncio's own loop and on uvloop."""
-
-    async def setup_endpoint(self) -> None:
-        if getattr(self.local, "transport", None) is not None:
-            return
-        protocol = CoreDatagramProtocol(self.connection_lost, self.enqueue, self._error_event, self.status)
-        self.local.protocol = protocol
-        self.local.transport = _Reader(self.event_loop, self.socket, protocol)
+#: And one that is asked for: all of what `netlink` tells of an interface.
+ASKED = (*ANNOUNCED, "IFLA_AF_SPEC", "IFLA_PERM_ADDRESS", "IFLA_MAX_MTU", "IFLA_GSO_MAX_SIZE", "IFLA_GSO_MAX_SEGS")
+_ANNOUNCED, _ASKED = (
+    frozenset(number for number, (name, _) in enumerate(ifinfmsg.nla_map) if name in names)
+    for names in (ANNOUNCED, ASKED)
+)
 
 
 class Requests:
-    """Requests to the kernel's routing side and their answers, one socket for all of them."""
+    """Requests to the kernel's routing side and their answers: one socket for orders and questions, one for dumps.
+
+    The kernel does what is asked within send(2), and has answered when that returns: a request needs no turn of
+    the loop, and gives it one afterwards.
+    """
 
     def __init__(self) -> None:
-        self._socket = _Socket(ext_ack=True, groups=0)
+        self._marshal = MarshalRtnl()
+        self._sequence = 0
         self._dumping = asyncio.Lock()
 
     async def open(self) -> None:
         with refusals("socket(NETLINK_ROUTE)"):
-            await self._socket.setup_endpoint()
+            self._orders = _open_socket()
+            self._dumps = _open_socket()
 
     def close(self) -> None:
-        self._socket.close()
+        self._orders.close()
+        self._dumps.close()
 
     def filter_dumps(self) -> None:
         """Have the kernel dump only what a request describes; old ones dump everything all the same."""
         with contextlib.suppress(OSError):
-            self._socket.socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            self._dumps.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
     async def ask(self, call: str, kind: int, message: Message, interface: str = "") -> Message:
         """Send a request that has one answer, and return it."""
-        answers = await self._answers(call, kind, NLM_F_REQUEST, message, interface)
-        if not answers:
-            raise DoorError(call, errno.EPROTO, interface, "the kernel sent no answer")
-        return answers[0]
+        with refusals(call, interface):
+            number, data = self._encoded(kind, NLM_F_REQUEST, message)
+            self._orders.send(data)
+            answer = next(each for each in self._heard(self._orders) if each.sequence == number)
+            if answer.kind == NLMSG_ERROR:
+                raise answer.error() or OSError(errno.EPROTO, "the kernel sent no answer")
+            found = self._decoded(answer.data)
+        await asyncio.sleep(0)
+        return found
 
     async def tell(self, call: str, kind: int, message: Message, interface: str = "", flags: int = 0) -> None:
         """Send a request that changes something; return when the kernel has done it."""
-        await self._answers(call, kind, NLM_F_REQUEST | NLM_F_ACK | flags, message, interface)
+        await self.tell_together((call, kind, message, flags), interface=interface)
 
     async def tell_together(self, *requests: tuple[str, int, Message, int], interface: str = "") -> None:
         """Send requests, each (call, kind, message, flags), in one piece: no death can come between them.
 
         Raises the first refusal; those before it are done, and perhaps those after it.
         """
-        data = b""
-        for number, (_, kind, message, flags) in enumerate(requests):
-            message["header"].update(type=kind, flags=NLM_F_REQUEST | NLM_F_ACK | flags, sequence_number=number)
-            message.encode()
-            data += bytes(message.data) + bytes(-len(message.data) % 4)
-        calls = " and ".join(call for call, *_ in requests)
-        with refusals(calls, interface):
-            outcomes = _exchange(data, len(requests))
-        for (call, *_), outcome in zip(requests, outcomes, strict=False):
-            if outcome:
-                raise DoorError(call, outcome, interface)
+        calls, data = {}, b""
+        for call, kind, message, flags in requests:
+            number, encoded = self._encoded(kind, NLM_F_REQUEST | NLM_F_ACK | flags, message)
+            calls[number] = call
+            data += encoded
+        outcomes: dict[int, OSError | None] = {}
+        with refusals(" and ".join(calls.values()), interface):
+            self._orders.send(data)
+            heard = self._heard(self._orders)
+            while len(outcomes) < len(calls):
+                answer = next(heard)
+                if answer.kind == NLMSG_ERROR and answer.sequence in calls:
+                    outcomes[answer.sequence] = answer.error()
+        for number, call in calls.items():
+            if (refusal := outcomes[number]) is not None:
+                raise DoorError(call, refusal.errno or errno.EIO, interface, refusal.strerror or "")
+        await asyncio.sleep(0)
 
-    async def dump(self, call: str, kind: int, message: Message, interface: str = "") -> list[Message]:
-        """Return all objects of one kind; asked again while they changed under the kernel's hands."""
-        for _ in range(_DUMP_TRIES):
-            async with self._dumping:  # the kernel runs one dump for a socket, and refuses others with EBUSY
-                answers = await self._answers(call, kind, NLM_F_REQUEST | NLM_F_DUMP, message, interface)
-            if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
-                break
-        return answers
+    async def dump(self, call: str, kind: int, message: Message, interface: str = "", index: int = 0) -> list[Message]:
+        """Return all objects of one kind; asked again while they changed under the kernel's hands.
 
-    async def _answers(
-        self, call: str, kind: int, flags: int, message: Message, interface: str
-    ) -> list[Message]:
+        `index`: only those of this interface; of links, addresses and traffic control alone.
+        """
         with refusals(call, interface):
-            response = await self._socket.nlm_request(message, msg_type=kind, msg_flags=flags)
-            return [answer async for answer in response]
-
-
-def _exchange(data: bytes, answers: int) -> list[int]:
-    """Send a piece of messages that each want an acknowledgement; return its errno for each, 0 for done.
-
-    The kernel has done them all, and answered, when `send` returns.
-    """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
-        sock.settimeout(10)
-        sock.bind((0, 0))
-        sock.send(data)
-        found: list[int] = []
-        while len(found) < answers:
-            found += acknowledged(sock.recv(RECEIVE))
+            for _ in range(_DUMP_TRIES):
+                # The kernel runs one dump for a socket, and refuses others with EBUSY.
+                async with self._dumping:
+                    number, data = self._encoded(kind, NLM_F_REQUEST | NLM_F_DUMP, message)
+                    self._dumps.send(data)
+                    try:
+                        found, whole = await self._collect(number, index)
+                    except asyncio.CancelledError:
+                        while not any(answer.ends(number) for answer in _split(self._dumps.recv(RECEIVE))):
+                            pass
+                        raise
+                if whole:
+                    break
         return found
+
+    async def _collect(self, number: int, index: int) -> tuple[list[Message], bool]:
+        """What a dump sends, and whether it stayed the same meanwhile."""
+        found, whole, ended = [], True, False
+        while not ended:
+            for answer in _split(self._dumps.recv(RECEIVE)):
+                if answer.sequence != number:
+                    continue
+                whole = whole and not answer.flags & NLM_F_DUMP_INTR
+                if answer.ends(number):
+                    ended = True
+                    if (refusal := answer.error()) is not None:
+                        raise refusal
+                elif index in (0, answer.index):
+                    found.append(self._decoded(answer.data))
+            await asyncio.sleep(0)
+        return found, whole
+
+    def _encoded(self, kind: int, flags: int, message: Message) -> tuple[int, bytes]:
+        """A request as bytes, and the number that its answers have."""
+        self._sequence = self._sequence % 0xFFFFFFFF + 1
+        message.reset()
+        message["header"].update(type=kind, flags=flags, sequence_number=self._sequence)
+        message.encode()
+        return self._sequence, bytes(message.data) + bytes(-len(message.data) % 4)
+
+    def _heard(self, sock: socket.socket) -> Iterator[_Answer]:
+        while True:
+            yield from _split(sock.recv(RECEIVE))
+
+    def _decoded(self, data: bytes) -> Message:
+        if data[4:6] == _NEWLINK:
+            data = _thin_link(data, _ASKED)
+        for message in self._marshal.parse(data):
+            if (error := message["header"].get("error")) is not None:
+                raise error
+            return message
+        raise OSError(errno.EPROTO, "unreadable answer")
+
+
+def _open_socket() -> socket.socket:
+    """A socket for requests; refusals come with the kernel's words and without what was asked, where it can do that."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+    for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_SOL_NETLINK, option, 1)
+    sock.settimeout(_TIMEOUT)
+    sock.bind((0, 0))
+    return sock
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One message of the kernel."""
+
+    kind: int
+    flags: int
+    sequence: int
+    data: bytes
+    """All of it, header included."""
+
+    @property
+    def index(self) -> int:
+        """Of the interface that it is about: at the same place for links, addresses and traffic control."""
+        return int(struct.unpack_from("=i", self.data, NLMSG.size + 4)[0]) if len(self.data) >= 24 else 0
+
+    def ends(self, sequence: int) -> bool:
+        """Whether it is the last one that a dump sends."""
+        return self.sequence == sequence and self.kind in (NLMSG_ERROR, NLMSG_DONE)
+
+    def error(self) -> OSError | None:
+        """What the end of a request or a dump says; None for done."""
+        number = struct.unpack_from("=i", self.data, NLMSG.size)[0] if len(self.data) >= 20 else 0
+        return OSError(-number, self._words() or os.strerror(-number)) if number < 0 else None
+
+    def _words(self) -> str:
+        """The kernel's explanation (linux/netlink.h: NLMSGERR_ATTR_MSG), empty if there is none."""
+        if self.kind != NLMSG_ERROR or not self.flags & _NLM_F_ACK_TLVS:
+            return ""
+        asked = NLMSG.size if self.flags & _NLM_F_CAPPED else struct.unpack_from("=I", self.data, 20)[0]
+        at = 20 + (asked + 3 & ~3)
+        while at + 4 <= len(self.data):
+            length, kind = struct.unpack_from("=HH", self.data, at)
+            if kind & NLA_TYPE_MASK == _NLMSGERR_ATTR_MSG:
+                return self.data[at + 4 : at + length].rstrip(b"\0").decode("utf-8", "replace")
+            at += max(4, length + 3 & ~3)
+        return ""
+
+
+def _split(data: bytes) -> Iterator[_Answer]:
+    """The messages of one piece."""
+    at = 0
+    while at + NLMSG.size <= len(data):
+        length, kind, flags, sequence = struct.unpack_from("=IHHI", data, at)
+        if length < NLMSG.size:
+            break
+        yield _Answer(kind, flags, sequence, data[at : at + length])
+        at += length + 3 & ~3
 
 
 def acknowledged(data: bytes) -> list[int]:
@@ -259,20 +340,20 @@ def _of_interest(data: bytes) -> bytes:
         end = at + max(NLMSG.size, length + 3 & ~3)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
             if data[at + NLMSG.size] == socket.AF_UNSPEC:
-                found.append(_thin_link(data[at:end]))
+                found.append(_thin_link(data[at:end], _ANNOUNCED))
         elif kind not in (RTM_NEWQDISC, RTM_NEWTFILTER):
             found.append(data[at:end])
         at = end
     return b"".join(found)
 
 
-def _thin_link(message: bytes) -> bytes:
-    """An announced link with the attributes alone that somebody here reads: two thirds are statistics and limits."""
+def _thin_link(message: bytes, read: Container[int]) -> bytes:
+    """A link with the attributes alone that somebody here reads: two thirds are statistics and limits."""
     at, kept = NLMSG.size + IFINFO_BYTES, [message[4 : NLMSG.size + IFINFO_BYTES]]
     while at + 4 <= len(message):
         length, kind = struct.unpack_from("=HH", message, at)
         end = at + max(4, length + 3 & ~3)
-        if kind & NLA_TYPE_MASK in _ANNOUNCED:
+        if kind & NLA_TYPE_MASK in read:
             kept.append(message[at:end])
         at = end
     body = b"".join(kept)
