@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.bond.pretend import opened
+from ubond import datapath, doors, handover, service
+from ubond.bond.document import freeze
 from ubond.bond.events import (
     Action,
     ActionFailed,
+    ActiveChanged,
     BondClosed,
     BondOpened,
     DoorError,
@@ -25,6 +31,7 @@ from ubond.bond.events import (
     Woken,
 )
 from ubond.bond.snapshot import LinkState
+from ubond.bond.spec import BondSpec
 from ubond.bond.table import Spread, TxTable
 from ubond.service import Service
 from ubond.wire import MacAddr
@@ -180,3 +187,24 @@ def test_up_does_not_wait_for_ever_for_a_link(monkeypatch: pytest.MonkeyPatch) -
         assert len(service.lines) == 1
 
     asyncio.run(story())
+
+
+# ── what is kept for a successor ─────────────────────────────────────────────────────
+
+
+def test_a_document_with_a_past_written_before_reads_as_the_whole_one() -> None:
+    """Slaves and failovers are each numbered from nought: who was the same stays the same."""
+    rig = opened("a", "b")
+    past = service.Memory(7, deque([{"text": "one"}]), restarts=2)
+    for name in ("a", "b"):
+        past.history.begin(ActiveChanged(None, name, "because", False), 5, 0)
+    document = handover.Document(
+        handover.VERSION, BondSpec("bond0", ()), "bond0", rig.bond.memory(), doors.Memory(3), datapath.Memory(),
+        service.Memory(),
+    )  # fmt: skip
+    text = handover.write(document, handover.write_past(past))
+    read = handover.read(json.loads(text), random_mac=document.bond.state.random_mac)
+    assert freeze(read.bond) == freeze(document.bond)
+    assert freeze(read.service) == freeze(past)
+    assert read.service.history.open is read.service.history.kept[-1]
+    assert read.bond.state.active is read.bond.state.slaves[0]

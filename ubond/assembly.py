@@ -94,6 +94,7 @@ class Desk:
         self._proc = ""
         self._keeping: asyncio.TimerHandle | None = None
         self._kept_at, self._keep_pause = 0.0, KEEP_PAUSE
+        self._past, self._past_due = "", 0.0
         self._server = Server(lock.bond, __version__, self)
 
     @property
@@ -278,11 +279,18 @@ class Desk:
         if self._keeping is not None:
             self._keeping.cancel()
         begun = time.monotonic()
-        text = json.dumps(freeze(self.document()), separators=(",", ":")).encode()
-        self._kit.store.update(text, self.descriptors())
-        self._keep_pause = max(KEEP_PAUSE, 10 * (time.monotonic() - begun))
+        # What has happened, most of the text, can wait a little; what is so now is written at once.
+        if late := begun < self._past_due:
+            wait = self._past_due - begun
+        else:
+            self._past = handover.write_past(self.service.memory())
+            self._past_due = time.monotonic() + 10 * (time.monotonic() - begun)
+            wait = KEEP_EVERY
+        self._kit.store.update(handover.write(self.document(), self._past).encode(), self.descriptors())
+        if not late:
+            self._keep_pause = max(KEEP_PAUSE, 10 * (time.monotonic() - begun))
         self._kept_at = begun
-        self._keeping = asyncio.get_running_loop().call_later(KEEP_EVERY, self._keep)
+        self._keeping = asyncio.get_running_loop().call_later(wait, self._keep)
 
     def _keep_soon(self) -> None:
         """The same at most so often that it costs a tenth of the time."""

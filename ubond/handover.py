@@ -27,7 +27,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ubond import datapath, doors, service
@@ -74,6 +74,18 @@ def read(content: Any, **given: object) -> Document:
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise DocumentError(f"the document of a bond has not version {VERSION}")
     return thaw(Document, content, **given)
+
+
+def write(document: Document, past: str) -> str:
+    """A document as text, with `past` (`write_past`), which may be older, in the place of its `service`."""
+    content = freeze(replace(document, service=service.Memory()))
+    del content["service"]
+    return f'{json.dumps(content, separators=(",", ":"))[:-1]},"service":{past}}}'
+
+
+def write_past(memory: service.Memory) -> str:
+    """What happened so far, as text.  Who is the same as whom is numbered for itself there: it is read last."""
+    return json.dumps(freeze(memory), separators=(",", ":"))
 
 
 class Line:
