@@ -20,7 +20,7 @@ help:
 	@echo "make fuzz    search for inputs that break a parser, TIME=60 seconds for each"
 	@echo "make sanitize  the frame path's tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make soak    hours of traffic and trouble, books balanced: TIME=seconds (600) SEED=number"
-	@echo "make churn   a slave added and removed as fast as it goes under load: TIME=seconds (600)"
+	@echo "make churn   a slave added and removed under load: TIME=seconds (600) RATE=changes a second (50)"
 	@echo "make bench   the headline measurements, as JSON lines (about 20 minutes); WITHOUT=NAME,... contenders left out"
 	@echo "make bench-full  all of them (about an hour); both write a report with plots: bench/out/report/report.md"
 	@echo "make performance  docs/performance.md from the last run, or RESULTS=file"
@@ -87,7 +87,7 @@ soak:
 
 churn:
 	@tools/prepare test
-	@$(WORLD) $(PYTHON) tests/soak/churn.py --time $(TIME)
+	@$(WORLD) $(PYTHON) tests/soak/churn.py --time $(TIME) $(if $(RATE),--rate $(RATE))
 
 .PHONY: bench-full
 bench-full: FULL = --full

@@ -328,7 +328,7 @@ def dies_at_every_change(
     before, killed = world.picture(), 0
     command = ("up", "bond0", "eth1", "eth2", *ADDRESSES, "--fail-over-mac", "follow")
     with Doomed(world.host, report, 0, *command) as doomed:
-        assert doomed.wait_command() == 0
+        doomed.wait_up()
         first = len(doomed.calls)
         act(Bond(world, "bond0"))
         last = len(doomed.calls)
@@ -339,7 +339,7 @@ def dies_at_every_change(
     numbers = some_of(range(first + 1, last + 1))
     for number in numbers:
         with Doomed(world.host, report, number, *command) as doomed:
-            assert doomed.wait_command() == 0
+            doomed.wait_up()
             bond = Bond(world, "bond0")
             with contextlib.suppress(Exception):  # the request ends with the daemon
                 act(bond)

@@ -74,6 +74,11 @@ class Doomed:
         """The exit code of the command itself."""
         return int(wait_until(lambda: self._told("exit"), 120, "the command ends"))
 
+    def wait_up(self) -> None:
+        """Return when the command has done what it should; else say what it said."""
+        if code := self.wait_command():
+            raise AssertionError(f"exit code {code}, after {self.calls[-3:]}: {self.wait_all()}")
+
     def wait_all(self) -> str:
         """Wait until every process of it has ended; what they said on standard error."""
         return self._process.communicate(timeout=120)[1]
@@ -124,7 +129,7 @@ def some_of(numbers: range) -> range:
 def changes(world: World, report: Path, act: Callable[[], None] | None, up: tuple[str, ...]) -> range:
     """Numbers of the changes that `act` makes in a running bond, or that bringing it up makes."""
     with Doomed(world.host, report, 0, *up) as doomed:
-        assert doomed.wait_command() == 0
+        doomed.wait_up()
         first = len(doomed.calls)
         if act is None:
             numbers = range(1, first + 1)
