@@ -507,14 +507,14 @@ async def adopt(
                 line.say("forwarding")
         waited = (time.monotonic_ns() - document.since) / 1e6
         stack.push_async_callback(service.shut)
-        if line is None:
-            service.came_back(death)
-        desk.settled.clear()
-        listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
-        await desk.open(listening)
-        stack.push_async_callback(desk.close)
-        desk.changed()
         with _dying_of_faults(desk, kit, alone=line is None):
+            if line is None:
+                service.came_back(death)
+            desk.settled.clear()
+            listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
+            await desk.open(listening)
+            stack.push_async_callback(desk.close)
+            desk.changed()
             await service.reconcile(journal.load() if line is None else None)
             slaves = {slave.index for slave in service.snapshot().slaves}
             await give_back_all(netlink, doors.journal, service.name, but=slaves)
@@ -540,6 +540,7 @@ def _dying_of_faults(desk: Desk, kit: Kit, *, alone: bool) -> Iterator[None]:
         if not alone or not kit.store.is_there:
             raise
         log.critical("%s: could not be taken up", desk.files, exc_info=error)
+        kit.store.explain(error)
         os._exit(1)
 
 

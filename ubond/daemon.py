@@ -422,10 +422,11 @@ def _kit(bond: str, store: Store, tools: Tools | None, *, foreground: bool) -> I
         yield Kit(tools.steering, tools.managers, confined, store, foreground)
 
 
-def _die_of(bond: str, performer: asyncio.Task[None]) -> None:
+def _die_of(bond: str, store: Store, performer: asyncio.Task[None]) -> None:
     """A fault of ours ended who performs actions: a new daemon takes up what this one could not finish."""
-    if not performer.cancelled():
-        log.critical("%s: stopped by an error", bond, exc_info=performer.exception())
+    if not performer.cancelled() and (fault := performer.exception()) is not None:
+        log.critical("%s: stopped by an error", bond, exc_info=fault)
+        store.explain(fault)
         os._exit(1)
 
 
@@ -450,7 +451,7 @@ async def _serve(bond: AbstractAsyncContextManager[Desk], ready: Ready, kit: Kit
         kit.store.ready()
         events = (asked_to_end, asked_to_leave, desk.service.gone, desk.ended)
         if kit.store.is_there:
-            desk.service.performer.add_done_callback(partial(_die_of, desk.files))
+            desk.service.performer.add_done_callback(partial(_die_of, desk.files, kit.store))
         waits = [loop.create_task(event.wait()) for event in events]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

@@ -64,6 +64,8 @@ class Keeper:
         self._kept: dict[str, int] = {}
         self._child = 0
         self._ready = False
+        self._why = ""
+        """Of what fault the daemon dies, as it has said itself."""
         self._name = ""
         self.code: int | None = None
         """The last daemon's exit code, None if a signal ended it."""
@@ -94,7 +96,7 @@ class Keeper:
             while True:
                 status = self._attend(*self._fork(death))
                 self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-                death = "" if status == 0 else _told(status)
+                death = "" if status == 0 else _told(status) + self._why
                 if not death or not self._may_go_on(death):
                     break
         self._name = self._read_name()
@@ -141,7 +143,7 @@ class Keeper:
             finally:
                 os._exit(code)
         theirs.close()
-        self._child = child
+        self._child, self._why = child, ""
         if self._asked_to_end:
             os.kill(child, signal.SIGTERM)  # said while there was none
         return child, ours
@@ -177,6 +179,8 @@ class Keeper:
         if fields.get("READY") == "1" and not self._ready:
             self._ready = True
             self._on_ready()
+        if why := fields.get("STATUS"):
+            self._why = f" ({why})"
         role = unquote(fields.get("FDNAME", ""))
         if fields.get("FDSTOREREMOVE") == "1" and role in self._kept:
             os.close(self._kept.pop(role))

@@ -4,6 +4,7 @@ Both are spoken to in the same words, those of sd_notify(3): a datagram of lines
 beside it.
 
     READY=1                         frames flow
+    STATUS=KeyError: 'x' at y.py:7  of what fault it is about to die
     FDSTORE=1  FDNAME=tap/0         keep this descriptor; FDPOLL=0: whatever its state
     FDSTOREREMOVE=1  FDNAME=tap/0   let go of it
     BARRIER=1                       close this descriptor when all before has been done
@@ -175,6 +176,14 @@ class Store:
     def ready(self) -> None:
         """Frames flow."""
         self._owes_ready = not self._say(pack(READY="1"))
+
+    def explain(self, error: BaseException) -> None:
+        """Of what fault this process is about to die."""
+        at = error.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        where = "" if at is None else f" at {os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}"
+        self._say(pack(STATUS=" ".join(f"{type(error).__name__}: {error}".split())[:400] + where))
 
     def clear(self) -> None:
         """The bond ends: nothing is to be kept any more; return when nothing is."""
