@@ -361,7 +361,8 @@ def dies_at_every_change(
                 assert_as_before(before, world.picture)
             except AssertionError as error:
                 raise AssertionError(f"{what}: {error}") from None
-    assert killed >= len(numbers) / 3      # how many changes there are varies: some numbers do not come
+    print(f"{killed} deaths of {len(numbers)}")
+    assert killed >= 0.8 * len(numbers)     # how many changes there are varies: some numbers do not come
 
 
 def strange(world: World, bond: Bond, least: int) -> list[str]:
@@ -401,7 +402,6 @@ def test_died_at_every_step_of_a_failover_that_moves_macs(world: World, tmp_path
     dies_at_every_change(world, tmp_path / "report", act)
 
 
-@pytest.mark.long
 def test_died_at_every_step_of_a_change_of_mtu(world: World, tmp_path: Path) -> None:
     def act(bond: Bond) -> None:
         world.host.ip("link", "set", "bond0", "mtu", "1400")
