@@ -75,6 +75,7 @@ class Doors:
         self.gate = asyncio.Event()
         self.refuse: Action | None = None
         self.ports: dict[str, object] = {}
+        self.notes: list[Log] = []
         self.index = 1
         self.reader, self.writer = os.pipe()
         self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
@@ -117,6 +118,21 @@ def test_what_has_no_table_before_it_is_done_at_once() -> None:
         assert doors.done == [table(2), SetBondCarrier(True)]
         doors.gate.set()
         await slow
+
+    asyncio.run(story())
+
+
+def test_what_the_doors_have_to_say_of_an_action_is_in_the_log_and_told_to_who_waits() -> None:
+    async def story() -> None:
+        doors = Doors()
+        doors.gate.set()
+        doors.notes.append(Log(Level.WARNING, "down and up again", "eth1"))
+        service = Service(Script(BondOpened=[SetBondMac(MAC)]), doors)  # type: ignore[arg-type]
+        with service.notes() as notes:
+            await service.feed(BondOpened())
+        assert notes == ["bond0: (slave eth1): down and up again"]
+        assert service.lines[-1]["text"] == notes[0]
+        assert not doors.notes
 
     asyncio.run(story())
 

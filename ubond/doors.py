@@ -25,6 +25,8 @@ from ubond.bond.events import (
     DoorError,
     Forget,
     GiveAddresses,
+    Level,
+    Log,
     OpenGates,
     OpenPort,
     PublishTable,
@@ -62,10 +64,13 @@ class SlaveDoors:
     """What can be done to a slave without a bond: all that giving it back needs."""
 
     def __init__(self, netlink: Netlink, journal: Journal, bond: str, gate: str = "auto") -> None:
-        """`gate`: which kind closes slaves (see `gates`)."""
+        """`gate`: which kind closes slaves (see `gates`).
+
+        `notes`: what is to be said of actions that were done, for whoever performs them to take.
+        """
         self.netlink, self.journal, self.bond, self._gate = netlink, journal, bond, gate
         self.gates: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes: list[Log] = []
 
     async def perform(self, action: Action) -> None:
         """Perform one action; DoorError if the kernel refuses."""
@@ -107,12 +112,15 @@ class SlaveDoors:
 
     async def _set_mac(self, slave: str, mac: MacAddr) -> None:
         try:
-            await self.netlink.set_mac(slave, mac)
+            flapped = await self.netlink.set_mac(slave, mac)
         except DoorError as error:
             if error.errno in VANISHED:
                 raise
             why = f"{error.detail} (its driver refuses another MAC; with fail_over_mac=active slaves keep their own)"
             raise DoorError(error.call, error.errno, slave, why) from None
+        if flapped:
+            text = "its driver changes the MAC only while it is down: down and up again"
+            self.notes.append(Log(Level.WARNING, text, slave))
 
     async def _set_feature(self, slave: str, feature: str, on: bool) -> None:
         """Switch a feature where the driver lets us: a bond works without, so it is only said."""
@@ -121,7 +129,7 @@ class SlaveDoors:
         except DoorError as error:
             if error.errno == errno.ENODEV:
                 raise
-            self.notes.append(str(error))
+            self.notes.append(Log(Level.INFO, str(error), slave))
 
     async def perform_all(self, actions: Iterable[Action]) -> list[DoorError]:
         """Perform every one of these, whatever fails on the way; return the failures.

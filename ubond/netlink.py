@@ -192,7 +192,6 @@ class Netlink:
                 raise
         else:
             return False
-        log.info("(slave %s): its driver changes the MAC only while it is down: down and up again", name)
         await self.set_up(name, False)
         try:
             await self._set(name, "address", ADDRESS=str(mac))

@@ -42,6 +42,9 @@ async def give_back_all(
         given += 1
         for failure in await doors.perform_all(give_back(held, facts)):
             log.warning("%s: (slave %s): could not be given back whole: %s", bond, held.slave, failure)
+        for note in doors.notes:
+            log.info("%s: (slave %s): %s", bond, held.slave, note.text)
+        doors.notes.clear()
     return given
 
 

@@ -599,6 +599,8 @@ class Service:
                         await self._continue(transaction, event)
                     case _:
                         await self.doors.perform(action)
+                        while self.doors.notes:
+                            self._tell(self.doors.notes.pop(0))
             except DoorError as error:
                 self._failed(transaction, action, error)
                 return
