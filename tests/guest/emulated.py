@@ -89,8 +89,10 @@ class Emulated(Kind):
     def settle(self, world: World, bond: Bond) -> None:
         # An e1000 whose MTU has changed needs longer in an emulated machine than `ubond up` waits for it.
         for nic in bond.slaves:
-            if nic in world.nics and self._pair(nic)[0].plugged:
+            if nic in world.nics and self._pair(nic)[0].plugged and not world.host.carrier(nic):
                 wait_until(lambda nic=nic: world.host.carrier(nic), what=f"carrier of {nic}")
+                if bond.option("miimon") != "0":
+                    bond.wait_link(nic, "UP")
 
     def vanished(self, world: World, bond: Bond) -> int:
         counters = [bond.counters(nic) for nic in world.nics if nic in bond.slaves]

@@ -67,6 +67,8 @@ def make_peculiar(world: World) -> None:
     host.run("tc", "qdisc", "add", "dev", "eth3", "clsact")
     program = "1,6 0 0 4294967295,"
     host.run("tc", "filter", "add", "dev", "eth3", "ingress", "pref", "7", "bpf", "da", "bytecode", program)
+    for nic in ("eth1", "eth3"):    # some drivers reset the link for another MTU
+        wait_until(lambda nic=nic: host.carrier(nic), what=f"carrier of {nic}")
 
 
 # ── a killed daemon ──────────────────────────────────────────────────────────────────

@@ -518,7 +518,10 @@ class World:
         self, *words: str, check: bool = True, space: Space | None = None, timeout: float = 40
     ) -> subprocess.CompletedProcess[str]:
         """Run the command in the host (or elsewhere); with `check` it must exit with 0."""
-        return (space or self.host).run(sys.executable, "-m", "ubond", *words, check=check, timeout=timeout)
+        done = (space or self.host).run(sys.executable, "-m", "ubond", *words, check=check, timeout=timeout)
+        if words[:1] == ("up",) and done.returncode == 0 and space in (None, self.host):
+            self.kind.settle(self, Bond(self, words[1]))
+        return done
 
     def start_ubond(self, *words: str) -> subprocess.Popen[str]:
         return self.host.start(sys.executable, "-m", "ubond", *words)
@@ -533,10 +536,8 @@ class World:
         if "--workers" not in words and (workers := os.environ.get("UBOND_TEST_WORKERS")):
             words += ("--workers", workers)
         self.ubond("up", name, *slaves, *words, *(ADDRESSES if addresses else ()))
-        bond = Bond(self, name)
         try:
-            self.kind.settle(self, bond)
-            yield bond
+            yield Bond(self, name)
         finally:
             self.ubond("down", name, check=False)
             for nic in self.nics:
