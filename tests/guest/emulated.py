@@ -58,40 +58,47 @@ class Emulated(Kind):
     def __init__(self) -> None:
         words = [line.split() for line in NICS.read_text().splitlines()]
         self._world = os.environ["UBOND_WORLD"]
-        self._slots = {name: Slot(name, mac) for _, mac, name in words if name.startswith(f"{self._world}-")}
+        slots = {name: Slot(name, mac) for _, mac, name in words if name.startswith(f"{self._world}-")}
+        self._free = [(slots[name], slots[f"{name}f"]) for name in sorted(slots, reverse=True) if f"{name}f" in slots]
+        self._taken: dict[tuple[str, str], tuple[Slot, Slot]] = {}
 
-    def _pair(self, nic: str) -> tuple[Slot, Slot]:
-        near = f"{self._world}-{nic[3:]}"
-        return self._slots[near], self._slots[f"{near}f"]
+    def _pair(self, world: World, nic: str) -> tuple[Slot, Slot]:
+        """The slots at the ends of a cable: a world's own until it is closed, as a test may have two worlds."""
+        key = world.key, nic
+        if key not in self._taken:
+            self._taken[key] = self._free.pop()
+        return self._taken[key]
 
     def cable(self, world: World, nic: str, index: int, other: Space, far: str) -> None:
-        for slot, space, name in zip(self._pair(nic), (world.host, other), (nic, far), strict=True):
+        for slot, space, name in zip(self._pair(world, nic), (world.host, other), (nic, far), strict=True):
             slot.cable("on")
             slot.move(space, name, world.mtu)
         # A NIC keeps frames for other MACs out, which a test wants to see come out of the cable.
         other.ip("link", "set", far, "promisc", "on")
 
     def remove(self, world: World, nic: str) -> None:
-        for slot in self._pair(nic):
+        for slot in self._pair(world, nic):
             slot.empty()
 
     def pull(self, world: World, nic: str) -> None:
-        for slot in self._pair(nic):
+        for slot in self._pair(world, nic):
             slot.cable("off")
 
     def plug(self, world: World, nic: str) -> None:
         # The far end first: what a bond says on a link that has just returned is said once.
-        near, far = self._pair(nic)
+        near, far = self._pair(world, nic)
         far.cable("on")
         world.wait_far_end(nic)
         near.cable("on")
 
-    def settle(self, world: World, bond: Bond) -> None:
+    def settle(self, world: World, bond: Bond | None = None) -> None:
         # An e1000 whose MTU has changed needs longer in an emulated machine than `ubond up` waits for it.
-        for nic in bond.slaves:
-            if nic in world.nics and self._pair(nic)[0].plugged and not world.host.carrier(nic):
+        names = world.host.links() if bond is None else bond.slaves
+        for nic in (name for name in names if name in world.nics):
+            link_is_due = self._pair(world, nic)[0].plugged and "UP" in world.host.link(nic)["flags"]
+            if link_is_due and not world.host.carrier(nic):
                 wait_until(lambda nic=nic: world.host.carrier(nic), what=f"carrier of {nic}")
-                if bond.option("miimon") != "0":
+                if bond is not None and bond.option("miimon") != "0":
                     bond.wait_link(nic, "UP")
 
     def vanished(self, world: World, bond: Bond) -> int:
@@ -102,5 +109,7 @@ class Emulated(Kind):
 
     def close(self, world: World) -> None:
         for nic in world.nics:
-            for slot in self._pair(nic):
-                slot.fill()
+            if pair := self._taken.pop((world.key, nic), None):
+                for slot in pair:
+                    slot.fill()
+                self._free.append(pair)

@@ -23,12 +23,15 @@ LACKS: dict[str, dict[str, str]] = {
     "virtio": {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "virtio-net on one of QEMU's hubs segments nothing (TCP over such slaves is in test_guest.py)",
+        "TSO": "virtio-net on one of QEMU's hubs segments nothing",
         "indexes": "an emulated NIC's index is the kernel's choice",
     },
     "e1000": {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "e1000 segments TCP over IPv4 and nothing else (TCP over such slaves is in test_guest.py)",
         "indexes": "an emulated NIC's index is the kernel's choice",
+        "a link at once": "e1000's link comes two seconds after the NIC is up, and goes for as long with another MTU",
+        "tag priorities": "of a tag that its NIC has taken out e1000's driver keeps the VLAN's number alone",
     },
 }  # fmt: skip
 

@@ -320,8 +320,8 @@ class Kind:
         space, port = world.far_end(nic)
         space.ip("link", "set", port, "up")
 
-    def settle(self, world: World, bond: Bond) -> None:
-        """Return when the slaves of a bond that has just come up have the links that they had before."""
+    def settle(self, world: World, bond: Bond | None = None) -> None:
+        """Return when the slaves of a bond that has just come up, or all NICs, have the links that cables give."""
 
     def vanished(self, world: World, bond: Bond) -> int:
         """Frames that the bond has handed to its slaves and that have come out nowhere: veth holds none."""
@@ -519,8 +519,11 @@ class World:
     ) -> subprocess.CompletedProcess[str]:
         """Run the command in the host (or elsewhere); with `check` it must exit with 0."""
         done = (space or self.host).run(sys.executable, "-m", "ubond", *words, check=check, timeout=timeout)
-        if words[:1] == ("up",) and done.returncode == 0 and space in (None, self.host):
-            self.kind.settle(self, Bond(self, words[1]))
+        if done.returncode == 0 and space in (None, self.host):
+            if words[:1] == ("up",):
+                self.kind.settle(self, Bond(self, words[1]))
+            elif words[:1] == ("down",):
+                self.kind.settle(self)
         return done
 
     def start_ubond(self, *words: str) -> subprocess.Popen[str]:
