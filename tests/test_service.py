@@ -27,6 +27,8 @@ from ubond.bond.events import (
     PublishTable,
     SetBondCarrier,
     SetBondMac,
+    SlaveChecked,
+    SlaveFacts,
     UppersChanged,
     Woken,
 )
@@ -133,6 +135,32 @@ def test_what_the_doors_have_to_say_of_an_action_is_in_the_log_and_told_to_who_w
         assert notes == ["bond0: (slave eth1): down and up again"]
         assert service.lines[-1]["text"] == notes[0]
         assert not doors.notes
+
+    asyncio.run(story())
+
+
+def test_a_look_that_led_to_nothing_is_told_again_only_when_something_has_happened_since() -> None:
+    async def story() -> None:
+        study = Script(ActionFailed=[])
+        study.slaves = (SimpleNamespace(name="eth1", index=7, fights=()),)
+        service = Service(study, Doors())  # type: ignore[arg-type]
+        same, other = (SlaveChecked(SlaveFacts("eth1", 7, MAC, mtu, True, True), True) for mtu in (1500, 1400))
+
+        def told(*looks: SlaveChecked) -> int:
+            before = len(study.seen)
+            for look in looks:
+                service._compare(look)
+            return len(study.seen) - before
+
+        assert told(same, same, same) == 1
+        assert told(other, same, other) == 3
+        service.feed(Woken())
+        assert told(other, other) == 1
+        study.answers["SlaveChecked"] = [Log(Level.WARNING, "put right")]
+        assert told(same, same) == 2            # what leads to something may have to again
+        study.answers.clear()
+        study.slaves = (SimpleNamespace(name="eth1", index=7, fights=("MTU",)),)
+        assert told(other, other) == 2          # what is left alone now is not for ever
 
     asyncio.run(story())
 

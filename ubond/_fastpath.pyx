@@ -1055,36 +1055,32 @@ cdef inline bint is_asked(fp_shared* s, uint32_t port) noexcept nogil:
     return False
 
 
-cdef void watch(fp_shared* s, int timer) noexcept nogil:
+cdef inline bint is_as_told(fp_shared* s, fp_link* l) noexcept nogil:
+    """Whether whoever has the slave's name now says what control holds for the slave: one call instead of several.
+
+    A name may have become another's a moment ago: so what differs is read by index before it is believed, and a change
+    that hides behind another's name is read when the kernel's message about either asks for it.
+    """
+    cdef int told = load_int(&l.reading)
+    return told >= 0 and not load_int(&s.by_mii) and fp_carrier(s.probe, 0, l.name) == told
+
+
+cdef void watch(fp_shared* s) noexcept nogil:
     """Poll every slave's carrier each interval, and at once where a worker asks."""
-    cdef epoll_event events[2]
-    cdef epoll_event event
-    cdef int epoll = epoll_create1(EPOLL_CLOEXEC)
-    cdef int64_t interval = 0
+    cdef int64_t interval = 0, next = 0
     cdef uint32_t port
     cdef bint all_of_them
-    cdef int n, i
-    event.events = EPOLLIN
-    event.data.u64 = 0
-    epoll_ctl(epoll, EPOLL_CTL_ADD, s.watch_kick, &event)
-    event.data.u64 = 1
-    epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event)
     while not load_int(&s.stopping):
-        n = epoll_wait(epoll, events, 2, -1)
-        all_of_them = False
-        for i in range(n):
-            if events[i].data.u64:
-                fp_drain(timer)
-                all_of_them = True
-            else:
-                fp_drain(s.watch_kick)
+        if fp_sleep(s.watch_kick, next):
+            fp_drain(s.watch_kick)
+        all_of_them = next != 0 and fp_now() >= next
         for port in range(MAX_SLAVES):
-            if load_int(&s.link[port].open) and (all_of_them or is_asked(s, port)):
-                look(s, port)
+            if load_int(&s.link[port].open):
+                if is_asked(s, port) or (all_of_them and not is_as_told(s, &s.link[port])):
+                    look(s, port)
         if all_of_them or interval != load_i64(&s.interval):
             interval = load_i64(&s.interval)
-            fp_arm(timer, interval)
-    close(epoll)
+            next = fp_now() + interval if interval else 0
 
 
 # ── the Python face ──────────────────────────────────────────────────────────────────
@@ -1111,7 +1107,6 @@ cdef class Engine:
 
     cdef fp_shared shared
     cdef fp_table* retired          # replaced, and perhaps still in use; newest first
-    cdef int watch_timer
 
     def __cinit__(self, taps, int probe, int workers=1):
         """`taps`: (descriptor, queue number) of each TAP queue; `probe`: a datagram socket for ioctls."""
@@ -1120,7 +1115,6 @@ cdef class Engine:
         self.shared.board.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.shared.watch_kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         pthread_mutex_init(&self.shared.board.lock, NULL)
-        self.watch_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
         self.shared.table = <fp_table*>calloc(1, sizeof(fp_table))
         if self.shared.table is NULL:
             raise MemoryError
@@ -1167,7 +1161,6 @@ cdef class Engine:
         free(self.shared.table)
         close(self.shared.board.eventfd)
         close(self.shared.watch_kick)
-        close(self.watch_timer)
         pthread_mutex_destroy(&self.shared.board.lock)
 
     cdef fp_worker* _worker(self, int i) except NULL:
@@ -1191,7 +1184,7 @@ cdef class Engine:
     def watch(self):
         """Poll carriers until `stop`; the calling thread does nothing else."""
         with nogil:
-            watch(&self.shared, self.watch_timer)
+            watch(&self.shared)
 
     def stop(self):
         """Make all threads return."""

@@ -9,6 +9,7 @@ cdef extern from * nogil:
     #define _GNU_SOURCE 1
     #endif
     #include <errno.h>
+    #include <poll.h>
     #include <sched.h>
     #include <stdlib.h>
     #include <string.h>
@@ -46,6 +47,15 @@ cdef extern from * nogil:
     static inline ssize_t fp_write(int fd, const struct iovec *parts, int n) {
         return n == 1 ? syscall(SYS_write, fd, parts->iov_base, parts->iov_len)
                       : syscall(SYS_writev, fd, parts, n);
+    }
+
+    /* Sleep until something can be read from `fd`, or at the longest until `when` (fp_now's clock; 0: for ever);
+     * 1 if it can. */
+    static inline int fp_sleep(int fd, int64_t when) {
+        struct pollfd one = {.fd = fd, .events = POLLIN};
+        int64_t left = when - fp_now();
+        struct timespec t = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
+        return ppoll(&one, 1, when ? &t : NULL, NULL) > 0;
     }
 
     /* One-shot timer, `ns` from now; 0 disarms it. */
@@ -95,7 +105,8 @@ cdef extern from * nogil:
         return result;
     }
 
-    /* Carrier by ETHTOOL_GLINK: 1 there, 0 not, or -errno.  Waits for the RTNL lock. */
+    /* Carrier by ETHTOOL_GLINK: 1 there, 0 not, or -errno.  `index` 0: of whoever has the name.  Waits for the
+     * RTNL lock. */
     static inline int fp_carrier(int sock, int index, const char *name) {
         struct ethtool_value value = {.cmd = ETHTOOL_GLINK, .data = 0};
         struct ifreq request;
@@ -211,6 +222,7 @@ cdef extern from * nogil:
     }
     """
     int64_t fp_now()
+    bint fp_sleep(int fd, int64_t when)
     void fp_arm(int fd, int64_t ns)
     void fp_kick(int fd)
     void fp_drain(int fd)

@@ -145,6 +145,9 @@ class Service:
         self._filters_after = 0.0
         self.on_rename: Callable[[str], bool] = lambda name: False
         self._looks: dict[str, asyncio.TimerHandle] = {}
+        self._events = 0
+        """How many the study has had, but for looks that led to nothing; those are `_unremarkable`."""
+        self._unremarkable: dict[str, tuple[SlaveChecked, int]] = {}
         self._queued = 0
         self._ending = self._left = self._standing = False
         self._performer = self._loop.create_task(self._perform_queue())
@@ -250,13 +253,18 @@ class Service:
 
         Raises Refused when the study will not have it.
         """
+        self._events += 1
+        return self._handle(event).end
+
+    def _handle(self, event: Event) -> _Transaction:
         transaction = _Transaction(self.bond.handle(event, time.monotonic_ns()))
         self._start(transaction)
         self._rearm()
-        return transaction.end
+        return transaction
 
     def _feed_as_one(self, events: Sequence[Event]) -> None:
         """Give the study several events that are true already: no table between them is published."""
+        self._events += 1
         actions = [action for event in events for action in self.bond.handle(event, time.monotonic_ns())]
         last = next((action for action in reversed(actions) if isinstance(action, PublishTable)), None)
         kept = [action for action in actions if action is last or not isinstance(action, PublishTable)]
@@ -449,7 +457,18 @@ class Service:
             if queued == self._queued:
                 break       # else something of ours may have been read half done
         if self._has(slave) and not self._ending:
-            self.feed(SlaveChecked(facts, gated))
+            self._compare(SlaveChecked(facts, gated))
+
+    def _compare(self, seen: SlaveChecked) -> None:
+        """Give the study what a look has seen, unless that led to nothing before and nothing has happened since."""
+        name = seen.facts.name
+        if self._unremarkable.get(name) == (seen, self._events):
+            return
+        remarked = bool(self._handle(seen).actions)
+        if remarked or any(slave.fights for slave in self.bond.snapshot().slaves if slave.name == name):
+            self._events += 1
+        else:
+            self._unremarkable[name] = seen, self._events
 
     async def _look_for(self, name: str) -> None:
         """See whether a slave that vanished is there again."""
