@@ -44,7 +44,7 @@ MAC = MacAddr(bytes([2, 0, 0, 0, 0, 1]))
 def table(number: int) -> PublishTable:
     return PublishTable(TxTable(Spread.SINGLE, (), packets_per_slave=number))
 
-OPTIONS = {"miimon": 100, "use_carrier": 1, "arp_interval": 0, "probe": 0}
+OPTIONS = {"miimon": 100, "use_carrier": 1, "arp_interval": 0, "probe": 0, "busy_poll": 0}
 
 
 class Script:
@@ -81,7 +81,8 @@ class Doors:
         self.index = 1
         self.reader, self.writer = os.pipe()
         self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
-        self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None)
+        self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None,
+                                        set_busy_poll=lambda ns: None)  # fmt: skip
 
     def perform_now(self, action: Action) -> None:
         if action == self.refuse:

@@ -966,6 +966,25 @@ cdef void turn_of_port(fp_worker* w, uint32_t port, uint32_t events) noexcept no
         link_error(w, slave)
 
 
+cdef int wait_for_frames(fp_worker* w, epoll_event* events) noexcept nogil:
+    """Sleep until there is something to do; with `busy_poll` look again and again for that long first.
+
+    Only while it pays: a wait that was longer is the last that begins awake, until one is shorter again.
+    """
+    cdef int64_t longest = load_i64(&w.shared.busy_poll), began
+    cdef int n = 0
+    if longest == 0:
+        return epoll_wait(w.epoll, events, EVENTS, -1)
+    began = fp_now()
+    while w.awake and n == 0:
+        n = epoll_wait(w.epoll, events, EVENTS, 0)
+        w.awake = fp_now() - began < longest
+    if n == 0:
+        n = epoll_wait(w.epoll, events, EVENTS, -1)
+        w.awake = fp_now() - began < longest
+    return n
+
+
 cdef void work(fp_worker* w) noexcept nogil:
     """Forward until told to stop or to pause."""
     cdef epoll_event events[EVENTS]
@@ -973,7 +992,7 @@ cdef void work(fp_worker* w) noexcept nogil:
     cdef uint64_t what
     while not load_int(&w.shared.stopping) and not load_int(&w.shared.pausing):
         arm_tap(w, not tap_must_wait(w))
-        n = epoll_wait(w.epoll, events, EVENTS, -1)
+        n = wait_for_frames(w, events)
         for i in range(n):
             if events[i].data.u64 == KICK_EVENT:
                 fp_drain(w.kick)    # before the table is read: the kick for one that comes after that must stay
@@ -1343,6 +1362,10 @@ cdef class Engine:
         store_int(&self.shared.by_mii, by_mii)
         store_i64(&self.shared.interval, ns)
         fp_kick(self.shared.watch_kick)
+
+    def set_busy_poll(self, int64_t ns):
+        """How long workers look for frames before they sleep, 0: not at all."""
+        store_i64(&self.shared.busy_poll, ns)
 
     def set_reading(self, int port, int carrier):
         """What control holds for a slave's carrier now: the watch tells only what differs."""

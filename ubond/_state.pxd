@@ -177,6 +177,7 @@ cdef struct fp_shared:              # one per bond
     fp_board board
     int watch_kick                  # eventfd: a question, or a new interval
     int64_t interval                # ns between polls, 0: none
+    int64_t busy_poll               # ns that a worker looks again and again before it sleeps, 0: none
     int by_mii                      # use_carrier 0: PHY registers before the carrier flag
     int stopping
     int pausing                     # the workers alone are to return, between two batches
@@ -196,6 +197,7 @@ cdef struct fp_worker:              # one thread
     int tap[MAX_QUEUES]
     uint32_t tap_queue[MAX_QUEUES]
     bint tap_armed
+    bint awake                      # with `busy_poll`: the last wait was short, so look again before sleeping
 
     # What the table said, and what was found out since.
     const fp_table* table

@@ -308,6 +308,10 @@ class Datapath:
         """How often links are polled, 0: never; `by_mii`: PHY registers before the carrier flag."""
         self._engine.set_interval(ns, by_mii)
 
+    def set_busy_poll(self, ns: int) -> None:
+        """How long workers look for frames before they sleep, 0: not at all."""
+        self._engine.set_busy_poll(ns)
+
     def look(self, slave: str) -> None:
         """Have the watch read this slave's carrier now instead of at its next poll."""
         if slave in self._ports:

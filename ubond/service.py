@@ -70,7 +70,7 @@ from ubond.netlink import (
 )
 from ubond.scout import Scout
 
-MS = 1_000_000
+US, MS = 1_000, 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
@@ -306,6 +306,7 @@ class Service:
         options = seen.options
         every = int(options["miimon"] or options["arp_interval"])
         self.doors.datapath.set_interval(every * MS, by_mii=not options["use_carrier"])
+        self.doors.datapath.set_busy_poll(int(options["busy_poll"]) * US)
         followed = (bool(options["arp_interval"]), options["probe"] == Probe.GATEWAY, seen.targets)
         if followed != self._followed:
             self._followed = followed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,23 @@ def test_each_worker_serves_its_queue_and_its_sockets(bed):
     counters = b.datapath.counters()["s0"]
     assert (counters["tx_frames"], counters["rx_frames"], b.datapath.totals()["tap_frames"]) == (100, 100, 100)
     assert [one["rx_ignored"] for one in b.datapath.shares()] == [50, 50]
+
+
+def test_workers_that_look_before_they_sleep_serve_both_ways_and_do_sleep(bed):
+    b = bed(2, workers=2)
+    b.datapath.set_busy_poll(1_000_000)
+    states = [Path(f"/proc/self/task/{thread.native_id}/stat") for thread in b.datapath._working]
+    for i in range(200):
+        b.send(frame(i), queue=i % 2)
+        assert number(b.wire(0, i % 2).recv(2048)) == i     # each in its own turn of the loop
+        b.wire(0, i % 2).send(VNET + frame(i, dst=BOND))
+        assert number(b.taps[i % 2].recv(2048)) == i
+    for state in states:
+        wait_for(lambda at=state: at.read_text().rpartition(")")[2].split()[0] == "S", "a worker that sleeps")
+    b.publish(1)        # a kick wakes them
+    b.datapath.set_busy_poll(0)
+    b.send(frame(7))
+    assert number(b.wire(1, 0).recv(2048)) == 7
 
 
 def test_what_one_worker_finds_dead_the_other_does_not_use_either(bed):

@@ -321,6 +321,8 @@ _TABLE = (
            words={"maxval": 1000000}, hi=1000000, default_word=750, driver=False),
     Option("damping_max", Kind.SECONDS, "seconds after which it is used again in any case", 60,
            words={"maxval": 86400}, lo=1, hi=86400, default_word=60, driver=False),
+    Option("busy_poll", Kind.NUMBER, "microseconds that workers look for frames before they sleep (0: off)", 0,
+           words={"off": 0, "maxval": 1000}, hi=1000, default_word=0, driver=False),
 )
 
 #: name -> option, in the driver's numbering order, then those of ours.
@@ -337,7 +339,7 @@ APPLY_ORDER = (
     "ad_select", "ad_actor_sys_prio", "ad_user_port_key", "ad_actor_system", "tlb_dynamic_lb",
     "arp_missed_max", "coupled_control", "broadcast_neighbor", "lacp_strict", "slaves", "queue_id",
     "prio", "actor_port_prio", "link_policy", "probe", "damping_half_life", "damping_penalty",
-    "damping_suppress", "damping_reuse", "damping_max",
+    "damping_suppress", "damping_reuse", "damping_max", "busy_poll",
 )  # fmt: skip
 
 
