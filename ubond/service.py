@@ -494,8 +494,12 @@ class Service:
 
     def _bond_changed(self, link: Link) -> None:
         seen = self.bond.snapshot()
-        if link.up != seen.up:
-            self.feed(BondOpened() if link.up else BondClosed())
+        if link.up and not seen.up:
+            # Opening may choose an active slave, and what is announced at once is what stands on the bond now.
+            self.feed(UppersChanged(self.doors.netlink.uppers(self.index)))
+            self.feed(BondOpened())
+        elif seen.up and not link.up:
+            self.feed(BondClosed())
         if link.mac != seen.mac or link.mtu != seen.mtu:
             self._loop.create_task(self._compare_bond())
         self._uppers_soon()

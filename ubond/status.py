@@ -36,7 +36,7 @@ class Report:
 
 
 #: What is said of a bond that notices no failure.
-BLIND = "no link monitor is on: a failed link will not be noticed; set miimon or arp_interval with targets"
+BLIND = "no link monitor is on: a failed link will not be noticed; set miimon, or arp_interval with arp_ip_target"
 
 
 # ── /proc/net/bonding ────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.bond.pretend import MS, Rig, line, nic, recorded
+from tests.bond.pretend import MS, Rig, line, nic, opened, recorded
 from ubond.bond import OptionError, Refused
 from ubond.bond import events as ev
 from ubond.bond.evidence import Form, Sighting
@@ -337,3 +337,15 @@ def test_recorded_lists_of_targets(row: dict[str, Any]) -> None:
         rig.set(**{option: text})
         logged = [f"bond0: {line(log)}" for log in rig.world.logs]
         assert (row["result"], logged) == ("ok", [each for _, each in row.get("log", [])])
+
+
+def test_probing_without_anybody_to_probe_notices_nothing_and_says_so() -> None:
+    rig = opened("a", "b", miimon=0, arp_interval=100)
+    assert not rig.bond.snapshot().monitored
+    said = [line for line in rig.log_lines() if "will not be noticed" in line]
+    assert len(said) == 1
+    assert said[0].startswith("nobody to probe")
+    rig.set(arp_ip_target="+10.9.0.2")
+    assert rig.bond.snapshot().monitored
+    rig.set(arp_ip_target="-10.9.0.2")
+    assert len([line for line in rig.log_lines() if "will not be noticed" in line]) == 2

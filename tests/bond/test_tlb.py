@@ -153,3 +153,15 @@ def test_fail_over_mac_means_nothing_here() -> None:
     for policy, _ in pairwise(["active", "follow", "none", ""]):
         rig.set(fail_over_mac=policy)
         assert macs(rig) == before
+
+
+def test_another_mac_of_the_bond_is_the_active_slaves_and_with_strict_everybodys() -> None:
+    for strict, backup in ((False, str(mac(2))), (True, "02:5c:00:00:00:78")):
+        rig = tlb("a", "b", strict=strict)
+        rig.do(ev.BondMacChanged(type(mac(1)).parse("02:5c:00:00:00:78")))
+        assert macs(rig) == {"a": "02:5c:00:00:00:78", "b": backup}
+        rig.carrier("a", False)
+        rig.run(200)
+        assert (rig.active, macs(rig)["b"]) == ("b", "02:5c:00:00:00:78")
+        rig.release("a")
+        assert macs(rig)["a"] == str(mac(1))

@@ -270,8 +270,10 @@ def received(sock: socket.socket) -> Iterator[tuple[float, bytes]]:
     while True:
         try:
             frame, extra, _, _ = sock.recvmsg(4096, 256)
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno != errno.ENETDOWN:
+                return
+            continue    # told once, and before what had arrived until then
         stamp = next((struct.unpack("qq", data[:16]) for _, kind, data in extra if kind == SO_TIMESTAMPNS), (0, 0))
         yield stamp[0] * 1e3 + stamp[1] / 1e6, frame
 

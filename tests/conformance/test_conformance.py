@@ -110,6 +110,18 @@ def test_a_wheel_is_the_same_wherever_the_first_frame_found_it() -> None:
     assert names(compare.frame_differences("broadcast", Seen(into=[["s0", "own"]]), Seen())) == ["into"]
 
 
+def test_in_alb_what_a_backup_receives_for_others_is_told_from_the_rest() -> None:
+    def differ(driver: list[list[str]], ubond: list[list[str]]) -> list[str]:
+        proc = PROC.format(version="v6.1", active="s0")
+        return names(compare.frame_differences("balance-alb", Seen(into=driver, proc=proc), Seen(into=ubond)))
+
+    assert differ([["s1", "own"], ["s1", "other"]], []) == ["into a backup by another's address"]
+    assert differ([["s0", "own"]], []) == ["into"]
+    assert differ([["s1", "broadcast"]], []) == ["into"]
+    assert differ([], [["s1", "own"]]) == ["into"]
+    assert differ([["s0", "own"], ["s1", "own"]], []) == ["into a backup by another's address", "into"]
+
+
 def test_lines_are_compared_but_for_those_of_others() -> None:
     up = "bond0: (slave s0): link status definitely up, 10000 Mbps full duplex"
     one = Seen(lines=[up, "bond0: Released all slaves"])
@@ -172,6 +184,8 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
         ("active-backup", ["enslave", "s2"], Difference("first announcement", [], [["s2", "f", 1]])),
     "the last announcement after a failover by the MII monitor":
         ("active-backup", ["carrier", "s2", 0], Difference("last announcement", [["s1", "f", 2]], [["s1", "f", 3]])),
+    "what a backup of balance-alb receives for another address":
+        ("balance-alb", ["enslave", "s0"], Difference("into a backup by another's address", [["s0", "own"]], [])),
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),

@@ -219,6 +219,19 @@ def test_an_address_given_while_it_runs_is_announced(world: World) -> None:
             sniffer.collect(is_gratuitous_arp)
 
 
+def test_a_bond_that_is_opened_again_announces_its_address_and_not_that_it_has_none(world: World) -> None:
+    with world.bond("--miimon", "50", "--updelay", "100ms") as bond:
+        world.host.ip("link", "set", "bond0", "down")
+        wait_until(lambda: "UP" not in bond.links()[0]["flags"], what="closed")
+        active = bond.active
+        world.pull(active)
+        with Sniffer(world.peer, "eth0") as sniffer:
+            world.host.ip("link", "set", "bond0", "up")
+            wait_until(lambda: bond.active not in (active, None), what="failover")
+            first = sniffer.collect(lambda seen: is_rarp(seen) or is_gratuitous_arp(seen))
+            assert is_gratuitous_arp(first[0])
+
+
 def test_the_standing_in_slave_announces_and_so_does_the_returning_one(world: World) -> None:
     with world.bond("--downdelay", "3s") as bond:
         world.host.ping("10.9.0.2")

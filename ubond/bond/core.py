@@ -219,7 +219,7 @@ class Bond:
             active_slave=active,
             stand_in=None if state.stand_in is None else state.stand_in.name,
             slaves=tuple(slave.snapshot() for slave in state.slaves),
-            monitored=state.watches_carrier or bool(state.probes and targets.all_targets(state)),
+            monitored=self._notices(),
             targets=targets.all_targets(state),
             gateways=state.probing.gateways,
             repairs=tuple(sorted(state.repairs.items())),
@@ -395,12 +395,18 @@ class Bond:
             look(state, state.slaves, out)
         self._looked = max(self._looked, now)
 
+    def _notices(self) -> bool:
+        """Whether a monitor is on that could notice a failure: probing takes somebody to ask."""
+        state = self._state
+        return state.watches_carrier or (state.probes and bool(targets.all_targets(state)))
+
     def _warn_if_blind(self, out: Transaction) -> None:
         """Say it once when no monitor is left that could notice a failure."""
         state = self._state
-        blind = state.up and not state.monitored and not state.strict
+        blind = state.up and not self._notices() and not state.strict
         if blind and not self._blind:
-            text = "no link monitor is on: a failed link will not be noticed (set miimon or arp_interval)"
+            asked = "nobody to probe" if state.probes else "no link monitor is on"
+            text = f"{asked}: a failed link will not be noticed (set miimon, or arp_interval with arp_ip_target)"
             out.log(Level.WARNING, text)
         self._blind = blind
 

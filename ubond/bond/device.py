@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ubond.bond import enslave, failover, modes
 from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
-from ubond.bond.options import FailOverMac
+from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.slave import Slave
 from ubond.bond.state import MacKind, State
 from ubond.bond.transaction import Transaction
@@ -18,7 +18,7 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
 
     With fail_over_mac the slaves' MACs are their own, so the bond's cannot be chosen; but
     the first slave no longer gives it its own, as with the driver.  Where all send the active
-    slave takes it.
+    slave takes it; in balance-tlb the driver gives it to the others as well, and so does `strict`.
     """
     if mac == state.mac:
         return
@@ -35,7 +35,8 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
         return
     state.take_bond_mac(mac)
     state.mac_kind = MacKind.SET
-    if balances:
+    shared = state.strict and state.settings.mode is Mode.BALANCE_TLB
+    if balances and not shared:
         failover.move_macs(state, failover.sender(state), out)
     else:
         for slave in state.slaves:
