@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.bond.pretend import opened
 from ubond import datapath, doors, handover, service
+from ubond.assembly import Alarm
 from ubond.bond.document import freeze
 from ubond.bond.events import (
     Action,
@@ -253,3 +256,27 @@ def test_a_document_with_a_past_written_before_reads_as_the_whole_one() -> None:
     assert freeze(read.service) == freeze(past)
     assert read.service.history.open is read.service.history.kept[-1]
     assert read.bond.state.active is read.bond.state.slaves[0]
+
+
+def test_an_alarm_rings_once_at_the_earliest_time_that_was_asked_for() -> None:
+    """On the daemon's own loop, also for times so short that it makes no timer for them."""
+    rung: list[float] = []
+
+    async def ask() -> None:
+        alarm = Alarm(lambda: rung.append(time.monotonic()))
+        for _ in range(3):
+            alarm.within(0.0001)
+        alarm.within(60)
+        await asyncio.sleep(0.05)
+        assert len(rung) == 1
+        alarm.within(60)
+        alarm.within(0.0001)
+        await asyncio.sleep(0.05)
+        assert len(rung) == 2
+        alarm.within(0.0001)
+        alarm.cancel()
+        await asyncio.sleep(0.05)
+        assert len(rung) == 2
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(ask())

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -75,6 +75,34 @@ class Kit:
     foreground: bool = False
 
 
+class Alarm:
+    """One call, at the earliest of the times that are asked for.
+
+    The loop's own handles cannot be asked when they are due: for less than a millisecond uvloop makes no timer.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call, self._due = call, 0.0
+        self._handle: asyncio.Handle | None = None
+
+    def within(self, seconds: float) -> None:
+        """Call in so many seconds, or earlier if that was asked for before."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._handle is None or due < self._due:
+            self.cancel()
+            self._due, self._handle = due, loop.call_later(seconds, self._ring)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _ring(self) -> None:
+        self._handle = None
+        self._call()
+
+
 class Desk:
     """What clients of the control socket talk to (`control.Handler`)."""
 
@@ -92,7 +120,7 @@ class Desk:
         self.settled.set()
         self.notes: list[str] = []
         self._proc = ""
-        self._keeping: asyncio.TimerHandle | None = None
+        self._keeping = Alarm(self._keep)
         self._kept_at, self._keep_pause = 0.0, KEEP_PAUSE
         self._past, self._past_due = "", 0.0
         self._server = Server(lock.bond, __version__, self)
@@ -276,8 +304,7 @@ class Desk:
         """Have all that a successor needs kept: as it is now, and again after a while, for the counters."""
         if not self._kit.store.is_there:
             return
-        if self._keeping is not None:
-            self._keeping.cancel()
+        self._keeping.cancel()
         begun = time.monotonic()
         # What has happened, most of the text, can wait a little; what is so now is written at once.
         if late := begun < self._past_due:
@@ -290,22 +317,19 @@ class Desk:
         if not late:
             self._keep_pause = max(KEEP_PAUSE, 10 * (time.monotonic() - begun))
         self._kept_at = begun
-        self._keeping = asyncio.get_running_loop().call_later(wait, self._keep)
+        self._keeping.within(wait)
 
     def _keep_soon(self) -> None:
         """The same at most so often that it costs a tenth of the time."""
         wait = self._kept_at + self._keep_pause - time.monotonic()
         if wait <= 0:
             self._keep()
-        elif self._keeping is not None and self._keeping.when() > asyncio.get_running_loop().time() + wait:
-            self._keeping.cancel()
-            self._keeping = asyncio.get_running_loop().call_later(wait, self._keep)
+        elif self._kit.store.is_there:
+            self._keeping.within(wait)
 
     def _stop_keeping(self) -> None:
         self.service.on_change = self.service.on_release = lambda: None
-        if self._keeping is not None:
-            self._keeping.cancel()
-            self._keeping = None
+        self._keeping.cancel()
 
     def changed(self) -> None:
         """See what has to be told to those who read files, or come after us."""
