@@ -227,6 +227,20 @@ def test_unknown_speed_is_shown_as_nought_and_full() -> None:
     assert "(slave a): link status definitely up, 0 Mbps full duplex" in rig.log_lines()
 
 
+def test_an_unknown_speed_is_taken_over_after_the_link_has_come_up() -> None:
+    """A NIC whose link was down when it was enslaved says its speed with the link, and is asked then."""
+    rig = Rig(nic("a", 1, carrier=False, speed=ev.SPEED_UNKNOWN, duplex=ev.DUPLEX_UNKNOWN))
+    rig.set(miimon=100)
+    rig.do(ev.BondOpened())
+    rig.enslave("a")
+    rig.do(ev.SpeedRead("a", 10, 0))
+    assert rig.bond.snapshot().slaves[0].speed == ev.SPEED_UNKNOWN
+    rig.do(ev.SpeedRead("a", ev.SPEED_UNKNOWN, ev.DUPLEX_UNKNOWN))
+    rig.carrier("a", True)
+    rig.do(ev.SpeedRead("a", 1000, 1))
+    assert (rig.bond.snapshot().slaves[0].speed, rig.bond.snapshot().slaves[0].duplex) == (1000, 1)
+
+
 def test_speed_is_taken_over_when_the_link_comes_up() -> None:
     rig = opened("a", "b", miimon=100)
     rig.do(ev.SpeedRead("b", 10_000, 0))

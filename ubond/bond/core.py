@@ -31,6 +31,7 @@ from ubond.bond import (
     teaching,
 )  # fmt: skip
 from ubond.bond.events import (
+    SPEED_UNKNOWN,
     VANISHED,
     Action,
     ActionFailed,
@@ -242,6 +243,9 @@ class Bond:
             case SpeedRead(name, speed, duplex):
                 if (slave := state.find(name)) is not None:
                     slave.reported = (speed, duplex)
+                    # What there is to read when a link comes up is read a moment later.
+                    if slave.up and slave.speed == SPEED_UNKNOWN:
+                        slave.read_speed()
             case UppersChanged(uppers):
                 state.uppers = uppers
             case RoutesRead(routes):
