@@ -82,10 +82,11 @@ class Doors:
         self.ports: dict[str, object] = {}
         self.notes: list[Log] = []
         self.index = 1
+        self.busy_poll: list[int] = []
         self.reader, self.writer = os.pipe()
         self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
         self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None,
-                                        set_busy_poll=lambda ns: None)  # fmt: skip
+                                        set_busy_poll=self.busy_poll.append)  # fmt: skip
 
     def perform_now(self, action: Action) -> None:
         if action == self.refuse:
@@ -139,6 +140,16 @@ def test_what_the_doors_have_to_say_of_an_action_is_in_the_log_and_told_to_who_w
         assert notes == ["bond0: (slave eth1): down and up again"]
         assert service.lines[-1]["text"] == notes[0]
         assert not doors.notes
+
+    asyncio.run(story())
+
+
+def test_workers_hear_in_nanoseconds_how_long_to_look_before_they_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        doors = Doors()
+        monkeypatch.setitem(OPTIONS, "busy_poll", 50)
+        Service(Script(), doors)  # type: ignore[arg-type]
+        assert doors.busy_poll == [50_000]
 
     asyncio.run(story())
 

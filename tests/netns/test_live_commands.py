@@ -324,6 +324,7 @@ SETTINGS = [
     ("lp_interval=3", "lp_interval", "3"),
     ("min_links=1", "min_links", "1"),
     ("xmit_hash_policy=layer2+3", "xmit_hash_policy", "layer2+3 2"),
+    ("busy_poll=50", "busy_poll", "50"),
     ("arp_missed_max=3", "arp_missed_max", "3"),
     ("arp_all_targets=all", "arp_all_targets", "all 1"),
     ("eth2.queue_id=2", "queue_id", "eth1:0 eth2:2"),
