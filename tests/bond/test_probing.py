@@ -237,6 +237,23 @@ def test_nobody_is_blamed_for_a_time_in_which_we_slept() -> None:
     assert rig.bond.snapshot().slaves[0].failures == before
 
 
+def test_late_passes_blame_nobody_and_do_not_let_a_dead_path_live_for_long() -> None:
+    rig = switched("a", "b")
+
+    def late() -> None:
+        rig.now = (rig.bond.deadline() or 0) + 70 * MS
+        rig.do(ev.Listened(rig.heard()))
+
+    for _ in range(20):
+        late()
+    assert (rig.active, rig.links()) == ("a", {"a": "up", "b": "up"})
+    rig.alive.remove("a")
+    while rig.active == "a":
+        late()
+    # Passes are 170 ms apart: the second after the last answer sees 340 ms, of which 2 * 20 do not count.
+    assert 250 < (rig.now - rig.answered["a"]) / MS <= 400
+
+
 def test_without_anybody_to_ask_nobody_is_judged_but_by_the_driver() -> None:
     for strict, links in ((False, {"a": "up", "b": "up"}), (True, {"a": "going back", "b": "going down"})):
         rig = switched("a", "b", strict=strict, arp_ip_target="")

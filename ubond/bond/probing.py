@@ -162,9 +162,10 @@ def run(state: State, out: Transaction) -> None:
     due, now, when = state.probing.due, out.now, deadline(state)
     if due is None or when is None or now < when:
         return
-    late = now - due
-    if late > interval(state) // 2 and not state.strict:
-        # We slept, not they: what could not be sent or looked at meanwhile is no silence.
+    late = now - due - interval(state) // 2
+    if late > 0 and not state.strict:
+        # We slept, not they: what could not be sent or looked at meanwhile is no silence.  Windows have
+        # half an interval for late passes already; given twice, it would let dead paths live by that much.
         for slave in state.slaves:
             slave.stamps.shift(late, now)
     if not state.strict and not any(_leaves(state, target) for target in all_targets(state)):
