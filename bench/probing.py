@@ -62,6 +62,8 @@ class ByUbond:
 
     def up(self, interval: str, missed: str) -> None:
         probing = ("--arp-interval", interval, "--arp-missed-max", missed, "--arp-ip-target", PEER, "--miimon", "0")
+        for slave in SLAVES:
+            run("ip", "link", "set", slave, "down")     # as the driver, and --strict, ask for
         run("ubond", "up", "bond0", *SLAVES, *self.more, *probing, "--address", f"{HOST}/24")
 
     def down(self) -> None:
@@ -241,6 +243,7 @@ def main() -> int:
     for line in result.stdout.splitlines():
         said = json.loads(line)
         found.setdefault(said["by"], []).extend(said["ms"])
+        note(f"{said['by']}: {', '.join(str(ms) for ms in said['ms'])}")
     for who, times in found.items():
         print(f"{who:7} {statistics.median(times):6.1f} ms ({min(times):.1f} to {max(times):.1f}, {len(times)} cuts)")
     return int(result.code)

@@ -26,9 +26,9 @@ for far in far1 far2; do ip -n peer link set $far master peer up; done
 """
 
 
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    nics = [Nic(f"{end}{wire}", wire=f"w{wire}") for end in ("eth", "far") for wire in (1, 2)]
+@pytest.fixture(scope="module", params=["virtio-net-pci", "e1000"])
+def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    nics = [Nic(f"{end}{wire}", request.param, wire=f"w{wire}") for end in ("eth", "far") for wire in (1, 2)]
     with Guest(nics) as guest:
         guest.run("ip netns add peer; for far in far1 far2; do ip link set $far netns peer; done").check()
         yield guest
