@@ -57,6 +57,8 @@ class Script:
         self.answers = answers
         self.seen: list[Event] = []
         self.slaves: tuple[Any, ...] = ()
+        self.listens = False
+        self.awaited: tuple[str, ...] = ()
 
     def handle(self, event: Event, now: int) -> list[Action]:
         self.seen.append(event)
@@ -66,7 +68,8 @@ class Script:
         return None
 
     def snapshot(self) -> Any:
-        return SimpleNamespace(name="bond0", options=OPTIONS, slaves=self.slaves, targets=())
+        return SimpleNamespace(name="bond0", options=OPTIONS, slaves=self.slaves, targets=(), awaited=self.awaited,
+                               up=True, mac=MAC, mtu=1500, uppers=())
 
 
 class Doors:
@@ -84,9 +87,10 @@ class Doors:
         self.index = 1
         self.busy_poll: list[int] = []
         self.reader, self.writer = os.pipe()
-        self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None)
+        self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None, link=lambda index: None,
+                                       uppers=lambda index: ())  # fmt: skip
         self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None,
-                                        set_busy_poll=self.busy_poll.append)  # fmt: skip
+                                        set_busy_poll=self.busy_poll.append, sees_groups=True)  # fmt: skip
 
     def perform_now(self, action: Action) -> None:
         if action == self.refuse:
@@ -176,6 +180,38 @@ def test_a_look_that_led_to_nothing_is_told_again_only_when_something_has_happen
         study.answers.clear()
         study.slaves = (SimpleNamespace(name="eth1", index=7, fights=("MTU",)),)
         assert told(other, other) == 2          # what is left alone now is not for ever
+
+    asyncio.run(story())
+
+
+def test_looks_around_grow_rare_while_nothing_happens_or_waits_for_them_and_come_soon_after_an_event() -> None:
+    async def story() -> None:
+        study, doors = Script(), Doors()
+        service = Service(study, doors)  # type: ignore[arg-type]
+        service._look_around()
+        pauses = []
+        for _ in range(6):
+            service._round.cancel()
+            pauses.append(service._pause)
+            service._look_around()
+        assert pauses == [5, 10, 20, 40, 60, 60]
+        service.feed(Woken())
+        assert service._round.when() - asyncio.get_running_loop().time() <= 5
+        service._look_around()
+        assert service._pause == 5              # it follows an event
+        service._look_around()
+        assert service._pause == 10
+        for waits, rests in ((("listens", True), ("listens", False)), (("awaited", ("eth1",)), ("awaited", ())),
+                             (("sees_groups", False), ("sees_groups", True))):  # fmt: skip
+            who = doors.datapath if waits[0] == "sees_groups" else study
+            setattr(who, *waits)
+            service._look_around()
+            assert service._pause == 5, waits
+            setattr(who, *rests)
+            service._events_then = service._events
+            service._look_around()
+            assert service._pause == 10
+        service.leave()
 
     asyncio.run(story())
 

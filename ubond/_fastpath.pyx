@@ -1084,9 +1084,37 @@ cdef inline bint is_as_told(fp_shared* s, fp_link* l) noexcept nogil:
     return told >= 0 and not load_int(&s.by_mii) and fp_carrier(s.probe, 0, l.name) == told
 
 
+cdef uint64_t frames_of(fp_shared* s) noexcept nogil:
+    """A sum that grows with every frame, whatever became of it."""
+    cdef uint64_t found = 0
+    cdef const uint64_t* value
+    cdef uint32_t port
+    cdef int i
+    cdef size_t k
+    for i in range(s.n_workers):
+        found += load_u64(&s.worker[i].tap_frames)
+        for port in range(MAX_SLAVES):
+            if load_int(&s.link[port].open):
+                value = <const uint64_t*>&s.worker[i].port[port].count
+                for k in range(sizeof(fp_counters) // sizeof(uint64_t)):
+                    found += load_u64(&value[k])
+    return found
+
+
+cdef void tell_of_frames(fp_shared* s) noexcept nogil:
+    """Tell control once when frames have come by since it asked."""
+    if load_int(&s.frames_asked) and frames_of(s) != load_u64(&s.frames_then):
+        store_int(&s.frames_asked, 0)
+        tell(s, NEWS_FRAMES, NOBODY, NOBODY, 0)
+
+
 cdef void watch(fp_shared* s) noexcept nogil:
-    """Poll every slave's carrier each interval, and at once where a worker asks."""
-    cdef int64_t interval = 0, next = 0
+    """Poll every slave's carrier each interval, and at once where a worker asks.
+
+    Besides, tell what control would otherwise have to wake for: frames, and groups that nobody reports.
+    """
+    cdef int64_t interval = 0, next = 0, look_at_groups = 0
+    cdef uint64_t groups = 0, groups_now
     cdef uint32_t port
     cdef bint all_of_them
     while not load_int(&s.stopping):
@@ -1097,6 +1125,14 @@ cdef void watch(fp_shared* s) noexcept nogil:
             if load_int(&s.link[port].open):
                 if is_asked(s, port) or (all_of_them and not is_as_told(s, &s.link[port])):
                     look(s, port)
+        if all_of_them:
+            tell_of_frames(s)
+            if fp_now() >= look_at_groups:
+                look_at_groups = fp_now() + <int64_t>5000 * MS
+                groups_now = fp_digest(s.groups)
+                if groups_now != groups:
+                    tell(s, NEWS_GROUPS, NOBODY, NOBODY, 0)
+                groups = groups_now
         if all_of_them or interval != load_i64(&s.interval):
             interval = load_i64(&s.interval)
             next = fp_now() + interval if interval else 0
@@ -1114,6 +1150,7 @@ COUNTERS = (
 
 NO_PORT = FREE
 CARRIER, DEAD_LINK, TAP_GONE, REPORT = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE, NEWS_REPORT
+FRAMES, GROUPS = NEWS_FRAMES, NEWS_GROUPS
 
 
 cdef class Engine:
@@ -1127,10 +1164,11 @@ cdef class Engine:
     cdef fp_shared shared
     cdef fp_table* retired          # replaced, and perhaps still in use; newest first
 
-    def __cinit__(self, taps, int probe, int workers=1):
-        """`taps`: (descriptor, queue number) of each TAP queue; `probe`: a datagram socket for ioctls."""
+    def __cinit__(self, taps, int probe, int workers=1, int groups=-1):
+        """`taps`: (descriptor, queue number) of each TAP queue; `probe`: a datagram socket for ioctls;
+        `groups`: the list of all devices' groups, -1: none."""
         memset(&self.shared, 0, sizeof(self.shared))
-        self.shared.probe = probe
+        self.shared.probe, self.shared.groups = probe, groups
         self.shared.board.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.shared.watch_kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         pthread_mutex_init(&self.shared.board.lock, NULL)
@@ -1366,6 +1404,11 @@ cdef class Engine:
     def set_busy_poll(self, int64_t ns):
         """How long workers look for frames before they sleep, 0: not at all."""
         store_i64(&self.shared.busy_poll, ns)
+
+    def ask_for_frames(self):
+        """Have the watch tell once when frames come by from now on; it looks when it polls."""
+        store_u64(&self.shared.frames_then, frames_of(&self.shared))
+        store_int(&self.shared.frames_asked, 1)
 
     def set_reading(self, int port, int carrier):
         """What control holds for a slave's carrier now: the watch tells only what differs."""

@@ -147,6 +147,8 @@ cdef enum:                          # kinds of news
     NEWS_DEAD = 1                   # the worker found a link dead; `other` stands in (255: nobody)
     NEWS_TAP_GONE = 2
     NEWS_REPORT = 3                 # a host behind the bond joins or leaves multicast groups
+    NEWS_FRAMES = 4                 # the watch: frames have come by since control asked
+    NEWS_GROUPS = 5                 # the watch: groups have been joined or left, without a report perhaps
 
 cdef struct fp_news:
     int64_t at
@@ -182,6 +184,9 @@ cdef struct fp_shared:              # one per bond
     int stopping
     int pausing                     # the workers alone are to return, between two batches
     int probe                       # datagram socket for the two ioctls about links
+    int groups                      # the kernel's list of all devices' groups, or -1
+    int frames_asked                # control wants to hear of the next frames after `frames_then`
+    uint64_t frames_then
     uint32_t turn                   # round-robin counter, of all workers: each may have a flow or none
     int n_workers
     fp_worker* worker[MAX_WORKERS]

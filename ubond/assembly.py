@@ -32,7 +32,7 @@ from ubond.journal import Journal
 from ubond.managers import Managers
 from ubond.netlink import Netlink
 from ubond.paths import Lock
-from ubond.ports import TX_QUEUE, TX_QUEUE_UNATTENDED, Tap, open_probe
+from ubond.ports import TX_QUEUE, TX_QUEUE_UNATTENDED, Tap, open_groups, open_probe
 from ubond.recovery import give_back_all
 from ubond.sandbox import attempt
 from ubond.service import Service
@@ -270,6 +270,7 @@ class Desk:
         """Begin to talk to clients; `listening`: on a socket that another process has made."""
         self.service.on_change = self.changed
         self.service.on_release = self._keep
+        self.service.on_frames = self._frames_passed
         self.service.on_news = self._server.publish
         self.service.on_rename = self._renamed
         self._write_proc()
@@ -313,11 +314,19 @@ class Desk:
             self._past = handover.write_past(self.service.memory())
             self._past_due = time.monotonic() + 10 * (time.monotonic() - begun)
             wait = KEEP_EVERY
+        datapath = self.service.doors.datapath
+        datapath.ask_for_frames()  # those that come while it is written may be in it or not
         self._kit.store.update(handover.write(self.document(), self._past).encode(), self.descriptors())
         if not late:
             self._keep_pause = max(KEEP_PAUSE, 10 * (time.monotonic() - begun))
         self._kept_at = begun
-        self._keeping.within(wait)
+        # Without frames and events nothing changes that is worth a writing: the watch tells of the next one.
+        if late or not datapath.polls:
+            self._keeping.within(wait)
+
+    def _frames_passed(self) -> None:
+        """Counters have changed: they may be as old as this when a successor reads them."""
+        self._keeping.within(max(0.0, self._kept_at + KEEP_EVERY - time.monotonic()))
 
     def _keep_soon(self) -> None:
         """The same at most so often that it costs a tenth of the time."""
@@ -328,7 +337,7 @@ class Desk:
             self._keeping.within(wait)
 
     def _stop_keeping(self) -> None:
-        self.service.on_change = self.service.on_release = lambda: None
+        self.service.on_change = self.service.on_release = self.service.on_frames = lambda: None
         self._keeping.cancel()
 
     def changed(self) -> None:
@@ -580,8 +589,10 @@ def _doors(
     """The doors of one bond with its datapath, which is not started yet."""
     probe = open_probe()
     stack.callback(probe.close)
+    if (groups := open_groups()) >= 0:
+        stack.callback(os.close, groups)
     taps = list(zip(tap.descriptors, count(), strict=False))
-    datapath = Datapath(taps, probe.fileno(), spec.workers)
+    datapath = Datapath(taps, probe.fileno(), spec.workers, groups)
     doors = Doors(tap, index, netlink, journal, datapath, kit.steering, bypass=spec.bypass, gate=spec.gate)
     stack.callback(doors.close_ports)
     stack.callback(datapath.stop)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
-from ubond._fastpath import CARRIER, DEAD_LINK, NO_PORT, REPORT, TAP_GONE, Engine
+from ubond._fastpath import CARRIER, DEAD_LINK, FRAMES, GROUPS, NO_PORT, REPORT, TAP_GONE, Engine
 from ubond.bond.evidence import Form, Sighting
 from ubond.bond.table import TxTable
 
@@ -42,13 +42,23 @@ class TapGone:
 
 @dataclass(frozen=True, slots=True)
 class GroupsReported:
-    """The host, or somebody behind it, has joined or left multicast groups; told once until
+    """The host, or somebody behind it, has joined or left multicast groups; what reports say is told once until
     `Datapath.expect_reports`."""
 
     at: int
 
 
-News = CarrierRead | DeadLink | TapGone | GroupsReported
+@dataclass(frozen=True, slots=True)
+class FramesPassed:
+    """Frames have come by since `Datapath.ask_for_frames`."""
+
+    at: int
+
+
+News = CarrierRead | DeadLink | TapGone | GroupsReported | FramesPassed
+
+#: The watch looks at least so often for what control does not wake for, in ns, or control looks itself.
+_SELDOM = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +116,11 @@ class Memory:
 class Datapath:
     """The workers and the watch of one bond."""
 
-    def __init__(self, taps: list[tuple[int, int]], probe: int, workers: int = 1) -> None:
+    def __init__(self, taps: list[tuple[int, int]], probe: int, workers: int = 1, groups: int = -1) -> None:
         """`taps`: (descriptor, queue number), at least one for each worker; `probe`: descriptor of a datagram
-        socket for ioctls."""
-        self._engine = Engine(taps, probe, workers)
+        socket for ioctls; `groups`: of the kernel's list of all devices' groups, -1: none."""
+        self._engine = Engine(taps, probe, workers, groups)
+        self._reads_groups, self._interval = groups >= 0, 0
         self.workers = workers
         self._ports: dict[str, int] = {}
         self._listening: set[str] = set()
@@ -306,7 +317,22 @@ class Datapath:
 
     def set_interval(self, ns: int, by_mii: bool = False) -> None:
         """How often links are polled, 0: never; `by_mii`: PHY registers before the carrier flag."""
+        self._interval = ns
         self._engine.set_interval(ns, by_mii)
+
+    @property
+    def polls(self) -> bool:
+        """Whether the watch tells of frames (`ask_for_frames`); it looks for them when it looks at links."""
+        return 0 < self._interval <= _SELDOM
+
+    @property
+    def sees_groups(self) -> bool:
+        """Whether the watch tells of groups too that nobody reports, within five seconds and a poll."""
+        return self.polls and self._reads_groups
+
+    def ask_for_frames(self) -> None:
+        """Have `FramesPassed` told once, when frames have come by since this call."""
+        self._engine.ask_for_frames()
 
     def set_busy_poll(self, ns: int) -> None:
         """How long workers look for frames before they sleep, 0: not at all."""
@@ -334,8 +360,10 @@ class Datapath:
         for kind, at, port, other, carrier in self._engine.news():
             if kind == TAP_GONE:
                 found.append(TapGone(at))
-            elif kind == REPORT:
+            elif kind in (REPORT, GROUPS):
                 found.append(GroupsReported(at))
+            elif kind == FRAMES:
+                found.append(FramesPassed(at))
             elif port not in names:
                 continue  # of a slave released since
             elif kind == CARRIER:

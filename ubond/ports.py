@@ -318,6 +318,14 @@ def open_probe() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
+def open_groups() -> int:
+    """The kernel's list of the groups of all devices (proc(5), /proc/net/dev_mcast); -1 if it cannot be read."""
+    try:
+        return os.open("/proc/net/dev_mcast", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
 # The kernel's feature strings that one offload of the TAP needs on every slave.
 _NEEDED = (
     (TUN_TSO4, ("tx-tcp-segmentation",)),

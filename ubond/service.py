@@ -55,7 +55,7 @@ from ubond.bond.events import (
 )
 from ubond.bond.options import Probe, Refused
 from ubond.bond.snapshot import BondSnapshot, LinkState
-from ubond.datapath import CarrierRead, DeadLink, GroupsReported, TapGone
+from ubond.datapath import CarrierRead, DeadLink, FramesPassed, GroupsReported, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
 from ubond.netlink import (
@@ -74,8 +74,9 @@ US, MS = 1_000, 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
-#: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.
-LOOK_EVERY = 5.0
+#: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.  After each
+#: that nothing has happened before, twice as many, up to so many.
+LOOK_EVERY, LOOK_SELDOM = 5.0, 60.0
 #: Seconds from a message to the look that it leads to, so that many make one; longer in a fight.
 LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
 #: Following address lists takes at most this share of the time, however many groups come and go; but on a
@@ -135,6 +136,8 @@ class Service:
         self.on_change: Callable[[], None] = lambda: None
         self.on_release: Callable[[], None] = lambda: None
         """Called before a slave is given back: a successor must not take it for one any more."""
+        self.on_frames: Callable[[], None] = lambda: None
+        """Called when frames have come by since `Datapath.ask_for_frames`."""
         self.on_news: Callable[[Mapping[str, object]], None] = lambda news: None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[_Transaction] = asyncio.Queue()
@@ -159,6 +162,7 @@ class Service:
         self._followed: tuple[object, ...] = ()
         self._shared_mac: frozenset[bytes] = frozenset()
         self._follow_monitors()
+        self._pause, self._events_then = LOOK_EVERY, -1
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── one process after the other ──────────────────────────────────────────────────
@@ -253,8 +257,19 @@ class Service:
 
         Raises Refused when the study will not have it.
         """
-        self._events += 1
+        self._happened()
         return self._handle(event).end
+
+    def _happened(self) -> None:
+        """Something is not as it was: look around soon again."""
+        self._events += 1
+        if self._pause > LOOK_EVERY and not self._ending:
+            self._round.cancel()
+            self._look_around_in(LOOK_EVERY)
+
+    def _look_around_in(self, seconds: float) -> None:
+        self._pause = seconds
+        self._round = self._loop.call_later(seconds, self._look_around)
 
     def _handle(self, event: Event) -> _Transaction:
         transaction = _Transaction(self.bond.handle(event, time.monotonic_ns()))
@@ -264,7 +279,7 @@ class Service:
 
     def _feed_as_one(self, events: Sequence[Event]) -> None:
         """Give the study several events that are true already: no table between them is published."""
-        self._events += 1
+        self._happened()
         actions = [action for event in events for action in self.bond.handle(event, time.monotonic_ns())]
         last = next((action for action in reversed(actions) if isinstance(action, PublishTable)), None)
         kept = [action for action in actions if action is last or not isinstance(action, PublishTable)]
@@ -342,6 +357,8 @@ class Service:
                     self._bond_gone("deleted")
                 case GroupsReported():
                     self._filters_soon()
+                case FramesPassed():
+                    self.on_frames()
         for _, slave, frame in self.doors.datapath.diverted():
             self.feed(ArpSeen(slave, frame))
 
@@ -416,7 +433,7 @@ class Service:
 
     def _look_around(self) -> None:
         """Look at all slaves: some changes are not announced, and what is awaited may be acceptable now."""
-        self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
+        self._look_around_in(self._pause_now())
         for name in (*self._indices, *self.bond.snapshot().awaited):
             self._look_soon(name)
         self._filters_soon()
@@ -426,6 +443,12 @@ class Service:
         link, seen = self.doors.netlink.link(self.index), self.bond.snapshot()
         if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
             self._bond_changed(link)
+
+    def _pause_now(self) -> float:
+        """Seconds to the next look around: more while nothing happens and nothing waits for it."""
+        then, self._events_then = self._events_then, self._events
+        waited_for = self.bond.listens or self.bond.snapshot().awaited or not self.doors.datapath.sees_groups
+        return LOOK_EVERY if waited_for or then != self._events else min(2 * self._pause, LOOK_SELDOM)
 
     def _look_soon(self, name: str) -> None:
         """Look at a slave, or at what may be one that returns; many reasons make one look."""
@@ -467,7 +490,7 @@ class Service:
             return
         remarked = bool(self._handle(seen).actions)
         if remarked or any(slave.fights for slave in self.bond.snapshot().slaves if slave.name == name):
-            self._events += 1
+            self._happened()
         else:
             self._unremarkable[name] = seen, self._events
 
@@ -573,6 +596,7 @@ class Service:
     async def _follow_filters(self) -> None:
         began = self._loop.time()
         self.doors.datapath.expect_reports()
+        before = self._asked()
         try:
             told = await self.doors.follow_filters()
         except DoorError as error:
@@ -584,6 +608,11 @@ class Service:
         for slave, line in told:
             if self._has(slave) and not self._ending:
                 self._tell(Log(Level.WARNING, line, slave))
+        if self._asked() != before:
+            self.on_change()        # a successor has to know what these sockets ask for
+
+    def _asked(self) -> list[object]:
+        return [port.asked for port in self.doors.ports.values()]
 
     def _has(self, slave: str) -> bool:
         return slave in self._indices
