@@ -83,6 +83,7 @@ class Doors:
         self.gate = asyncio.Event()
         self.refuse: Action | None = None
         self.ports: dict[str, object] = {}
+        self.gates = {"eth1": "clsact"}
         self.notes: list[Log] = []
         self.index = 1
         self.busy_poll: list[int] = []
@@ -202,8 +203,9 @@ def test_looks_around_grow_rare_while_nothing_happens_or_waits_for_them_and_come
         service._look_around()
         assert service._pause == 10
         for waits, rests in ((("listens", True), ("listens", False)), (("awaited", ("eth1",)), ("awaited", ())),
-                             (("sees_groups", False), ("sees_groups", True))):  # fmt: skip
-            who = doors.datapath if waits[0] == "sees_groups" else study
+                             (("sees_groups", False), ("sees_groups", True)),
+                             (("gates", {"eth1": "nft"}), ("gates", {"eth1": "clsact"}))):  # fmt: skip
+            who = {"sees_groups": doors.datapath, "gates": doors}.get(waits[0], study)
             setattr(who, *waits)
             service._look_around()
             assert service._pause == 5, waits

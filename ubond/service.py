@@ -448,7 +448,8 @@ class Service:
         """Seconds to the next look around: more while nothing happens and nothing waits for it."""
         then, self._events_then = self._events_then, self._events
         waited_for = self.bond.listens or self.bond.snapshot().awaited or not self.doors.datapath.sees_groups
-        return LOOK_EVERY if waited_for or then != self._events else min(2 * self._pause, LOOK_SELDOM)
+        silent = any(gate != "clsact" for gate in self.doors.gates.values())  # nobody tells that such a gate is gone
+        return LOOK_EVERY if waited_for or silent or then != self._events else min(2 * self._pause, LOOK_SELDOM)
 
     def _look_soon(self, name: str) -> None:
         """Look at a slave, or at what may be one that returns; many reasons make one look."""
