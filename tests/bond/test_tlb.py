@@ -92,7 +92,7 @@ def test_a_new_slave_with_a_mac_in_use_gets_another_slaves_own() -> None:
     assert macs(rig) == {"a": str(mac(1)), "b": str(mac(1)), "c": str(mac(3))}
     rig.enslave("a")
     assert macs(rig) == {"a": str(mac(2)), "b": str(mac(1)), "c": str(mac(3))}
-    warning = f"the slave hw address is in use by the bond; giving it the hw address of {mac(2)}"
+    warning = "the slave hw address is in use by the bond; giving it the hw address of b"
     assert (ev.Level.WARNING, warning) in [(log.level, log.text) for log in rig.world.logs]
 
 

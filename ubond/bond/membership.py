@@ -112,7 +112,8 @@ def mac_for(state: State, facts: SlaveFacts, others: bool, out: Transaction) -> 
         return None
     spare = failover.spare_mac(state)
     if balances:
-        text = f"the slave hw address is in use by the bond; giving it the hw address of {spare}"
+        owner = next((slave.name for slave in state.slaves if slave.held.mac == spare), str(spare))
+        text = f"the slave hw address is in use by the bond; giving it the hw address of {owner}"
         out.log(Level.WARNING, text, facts.name)
     return spare
 
