@@ -51,7 +51,7 @@ class Wires:
     """What comes out of the two cables: the numbers of each, in order."""
 
     def __init__(self, world: Crossed) -> None:
-        self._sniffers = [Sniffer(world.peer, "p1"), Sniffer(world.peer, "p2")]
+        self._sniffers = [Sniffer(world.peer, cable, only=(46, KIND)) for cable in ("p1", "p2")]
         self._out = world.host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._out.bind(("bond0", 0))
         self.found: tuple[list[int], list[int]] = ([], [])

@@ -185,7 +185,7 @@ class Space:
 # ── what passes on a wire ────────────────────────────────────────────────────────────
 
 _SOL_PACKET, _PACKET_AUXDATA, _PACKET_IGNORE_OUTGOING = 263, 8, 23
-_ETH_P_ALL, _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 3, 35, 33
+_ETH_P_ALL, _SO_TIMESTAMPNS, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 3, 35, 33, 26
 _TPACKET_AUXDATA = struct.Struct("IIIHHHH")
 _VLAN_VALID, _TPID_VALID = 0x10, 0x40
 
@@ -207,14 +207,25 @@ class Seen:
 
 
 class Sniffer:
-    """All that an interface receives; with `outgoing` also what it sends."""
+    """All that an interface receives; with `outgoing` also what it sends.
 
-    def __init__(self, space: Space, interface: str, *, outgoing: bool = False) -> None:
+    `only`: (offset, number): nothing but frames that have this 32-bit number there, so that others take no room.
+    """
+
+    def __init__(
+        self, space: Space, interface: str, *, outgoing: bool = False, only: tuple[int, int] | None = None
+    ) -> None:
         self._sock = space.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         self._sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, not outgoing)
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
+        if only is not None:
+            offset, wanted = only  # ld [offset]; jeq wanted; ret all, or nothing (linux/filter.h)
+            steps = ((0x20, 0, 0, offset), (0x15, 0, 1, wanted), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+            program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+            filter_ = struct.pack("@HP", len(steps), ctypes.addressof(program))
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
         self._sock.bind((interface, _ETH_P_ALL))
         self._sock.setblocking(False)
 
