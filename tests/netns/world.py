@@ -18,7 +18,9 @@ import contextlib
 import ctypes
 import errno
 import json
+import math
 import os
+import re
 import secrets
 import signal
 import socket
@@ -44,6 +46,7 @@ HOST4, PEER4, HOST6, PEER6 = "10.9.0.1", "10.9.0.2", "fd00:9::1", "fd00:9::2"
 ADDRESSES = ("--address", f"{HOST4}/24", "--address", f"{HOST6}/64")
 
 _CLONE_NEWNET = 0x40000000
+_ANSWER = re.compile(r"bytes from \S+ icmp_seq=(\d+) ")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -84,6 +87,11 @@ def inside(namespace: str) -> Iterator[None]:
 def _enter(fd: int) -> None:
     if _libc.setns(fd, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def unanswered(said: str, count: int) -> int:
+    """How many of its first `count` requests `ping -w` has no answer to; it goes on asking until so many came."""
+    return count - len({int(number) for number in _ANSWER.findall(said)} & {*range(1, count + 1)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +172,14 @@ class Space:
         with inside(self.name):
             return socket.socket(*kind)
 
-    def ping(self, address: str, *, count: int = 1, check: bool = True, wait: str = "2") -> str:
-        """Ping; with `check` all must be answered, and each once."""
-        done = self.run("ping", "-n", "-i", "0.01", "-c", str(count), "-W", wait, address, check=False)
-        if check and (f" {count} received" not in done.stdout or "DUP!" in done.stdout):
+    def ping(self, address: str, *words: str, count: int = 1, check: bool = True, wait: str = "2") -> str:
+        """Ping, `words` being further options; with `check` all must be answered, and each once."""
+        # Once one is answered, `-W` waits two round trips or an interval for the rest: the answer that a busy
+        # machine delays for 10 ms would count as lost.
+        deadline = f"{math.ceil(float(wait) * kind().patience + count * 0.05)}"
+        until = ("-W", wait) if count == 1 else ("-w", deadline)
+        done = self.run("ping", "-n", "-i", "0.01", "-c", str(count), *until, *words, address, check=False)
+        if check and (unanswered(done.stdout, count) or "DUP!" in done.stdout):
             raise WorldError(f"ping {address}: {done.stdout}{done.stderr}")
         return done.stdout
 
