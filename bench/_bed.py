@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ from ubond.lab import (  # noqa: E402
 )
 
 NEAR_RATE = 0.95
+#: Where control groups for processors are, by version.
+CPU_GROUPS = ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup")
 #: Modes of `blast` that bind a UDP port, and which one where nothing is said.
 UDP_LISTENERS, PORT = ("udp-recv", "echo", "sink"), 5001
 
@@ -47,10 +50,13 @@ def switch_port(nic: str) -> str:
 class Load:
     """A running `blast`; `report()` ends it and returns what it says."""
 
-    def __init__(self, lab: Lab, place: str, mode: str, *, urgent: bool = False, **options: object) -> None:
-        """`urgent`: before all else that runs here, as what comes from another machine would be."""
+    def __init__(
+        self, lab: Lab, place: str, mode: str, *, urgent: bool = False, on: int | None = None, **options: object
+    ) -> None:
+        """`urgent`: before all else that runs here, as what comes from another machine would be.  `on`: the processor
+        that it stays on."""
         flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-        first = ("chrt", "-f", "1") if urgent else ()
+        first = ("chrt", "-f", "1") if urgent else () if on is None else ("taskset", "-c", str(on))
         self._process = lab.start(place, *first, str(BIN / "blast"), mode, *flags)
         self._mode, self._rate = mode, float(str(options.get("rate", 0)))
         if mode in UDP_LISTENERS:
@@ -95,6 +101,13 @@ class Standing:
         """Processor time that its processes have taken so far, what the kernel does in their name included."""
         return sum(map(spent, self.pids))
 
+    def pin(self, processor: int) -> None:
+        """Keep all its threads on one processor."""
+        for pid in self.pids:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task.name), {processor})
+
     def memory_mb(self) -> float:
         """Their proportional share (PSS) of memory: what two share is counted once."""
         return sum(map(share_mb, self.pids))
@@ -112,8 +125,41 @@ class Bed:
     #: Contenders that were to be measured and could not be.
     failed: list[str] = field(default_factory=list)
 
-    def load(self, place: str, mode: str, *, urgent: bool = False, **options: object) -> Load:
-        return Load(self.lab, place, mode, urgent=urgent, **options)
+    def load(
+        self, place: str, mode: str, *, urgent: bool = False, on: int | None = None, **options: object
+    ) -> Load:
+        return Load(self.lab, place, mode, urgent=urgent, on=on, **options)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """No processor sleeps, and whoever wants one has it at once (`blast awake`).
+
+        In a control group that is idle as a whole: where sessions share a processor among them (autogroup), an idle
+        process gives way to those of its own session alone, and would take half of it from a daemon.
+        """
+        group = next((path for path in map(Path, CPU_GROUPS) if (path / "cgroup.procs").exists()), None)
+        if group is None:
+            raise GuardError(f"no control groups for processors ({', '.join(CPU_GROUPS)})")
+        own = group / f"ubond-bench-{os.getpid()}"
+        own.mkdir()
+        try:
+            if not (own / "cpu.idle").exists():
+                raise GuardError(f"{own}: no cpu.idle")
+            (own / "cpu.idle").write_text("1")
+            burner = subprocess.Popen(
+                ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(own / "cgroup.procs"), str(BIN / "blast"), "awake"],
+                stdout=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            try:
+                wait_until(lambda: len((own / "cgroup.procs").read_text().split()) > 1 or os.cpu_count() == 1, 5,
+                           "a process for each processor")  # fmt: skip
+                yield
+            finally:
+                os.killpg(burner.pid, signal.SIGKILL)
+                burner.wait()
+                wait_until(lambda: not (own / "cgroup.procs").read_text(), 5, f"the end of {own.name}")
+        finally:
+            own.rmdir()
 
     def settle(self) -> None:
         """Return when the peer answers; what an earlier contender left in its caches is gone."""
