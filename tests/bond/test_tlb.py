@@ -107,6 +107,22 @@ def test_nobody_keeps_the_own_mac_of_a_slave_that_has_left() -> None:
     assert str(rig.bond.snapshot().mac) == found[rig.bond.snapshot().active_slave or ""]
 
 
+@pytest.mark.parametrize(
+    ("alive", "then"), [((), {"a": 1, "c": 3}), (("c",), {"a": 3, "c": 1}), (("a",), {"a": 1, "c": 3})]
+)
+def test_who_has_the_own_mac_of_a_slave_that_leaves_swaps_with_it_first(
+    alive: tuple[str, ...], then: dict[str, int]
+) -> None:
+    """Also when nobody can be the active one after it: seen with the driver."""
+    rig = tlb("a", "b", "c")
+    rig.set(active_slave="b")
+    assert macs(rig) == {"a": str(mac(2)), "b": str(mac(1)), "c": str(mac(3))}
+    for name in {"a", "c"} - set(alive):
+        rig.carrier(name, False)
+    rig.release("b")
+    assert macs(rig) == {"b": str(mac(2))} | {name: str(mac(number)) for name, number in then.items()}
+
+
 def test_the_bonds_mac_is_the_active_slaves_whoever_sets_it() -> None:
     rig = tlb("a", "b")
     for new in (mac(40), mac(2), mac(41)):

@@ -133,6 +133,10 @@ def gaps(seen: Seen) -> list[float]:
     return found
 
 
+#: How the addresses begin that scenarios give to slaves and bonds; a random one does not.
+GIVEN_MACS = ("02:5c:", "06:5c:")
+
+
 # ── what is known to differ ──────────────────────────────────────────────────────────
 
 def _differing_frames(difference: Difference) -> set[int]:
@@ -153,6 +157,15 @@ KNOWN: dict[str, Rule] = {
     ),
     "what a backup of balance-alb receives for another address": lambda scenario, step, found: (
         found.what == "into a backup by another's address"
+    ),
+    "a slave that comes with the bond's own address in fail_over_mac=follow": lambda scenario, step, found: (
+        found.what == "slave_macs" and ["set", "fail_over_mac", "follow"] in scenario.steps
+        and not any(mac.startswith(GIVEN_MACS) for mac in found.ubond.values())
+    ),
+    "all_slaves_active, written when the slaves are there, in balance-tlb and balance-alb": lambda scenario, _, found: (
+        found.what == "into" and MODES[scenario.mode] in (Mode.BALANCE_TLB, Mode.BALANCE_ALB)
+        and any(each[:2] == ["set", "all_slaves_active"] for each in scenario.steps)
+        and not (found.driver and found.ubond)
     ),
     "a queue_id of what is no slave": lambda scenario, step, found: (
         step[:1] + step[2:3] == ["slave_set", "queue_id"]

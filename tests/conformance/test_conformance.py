@@ -186,6 +186,11 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
         ("active-backup", ["carrier", "s2", 0], Difference("last announcement", [["s1", "f", 2]], [["s1", "f", 3]])),
     "what a backup of balance-alb receives for another address":
         ("balance-alb", ["enslave", "s0"], Difference("into a backup by another's address", [["s0", "own"]], [])),
+    "a slave that comes with the bond's own address in fail_over_mac=follow":
+        ("active-backup", ["enslave", "s0"],
+         Difference("slave_macs", {"s0": "02:5c:00:00:00:01"}, {"s0": "f6:65:b8:35:0f:0b"})),
+    "all_slaves_active, written when the slaves are there, in balance-tlb and balance-alb":
+        ("balance-alb", ["carrier", "s0", 1], Difference("into", [], [["s0", "broadcast"], ["s0", "group"]])),
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),
@@ -194,14 +199,20 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
 }  # fmt: skip
 
 
+#: What else a life must have in it for a difference to be that one.
+HAD: list[Step] = [["set", "fail_over_mac", "follow"], ["set", "all_slaves_active", "1"]]
+
+
 def test_what_is_known_to_differ_has_an_example_and_is_documented() -> None:
     text = DIFFERENCES.read_text().lower()
     assert KNOWN.keys() == EXAMPLES.keys()
     for name, (mode, step, difference) in EXAMPLES.items():
-        assert compare.known(Scenario(0, mode, None, []), step, difference) == name
+        assert compare.known(Scenario(0, mode, None, HAD), step, difference) == name
         assert name.lower() in text
         # Neither of another kind nor after another step.
-        assert compare.known(Scenario(0, mode, None, []), step, Difference("mac", "1", "2")) is None
+        assert compare.known(Scenario(0, mode, None, HAD), step, Difference("mac", "1", "2")) is None
+        others = "fail_over_mac=follow" in name or "all_slaves_active" in name
+        assert (compare.known(Scenario(0, mode, None, []), step, difference) is None) == others
     other = Difference("out", [[10, "s0"], [3, "s1"]], [[10, "s1"], [3, "s0"]])
     assert compare.known(Scenario(0, "balance-xor", None, []), ["up"], other) is None
     assert compare.known(Scenario(0, "broadcast", None, []), ["up"], EXAMPLES["a tag that the sender has "

@@ -199,23 +199,30 @@ def leave(state: State, slave: Slave, out: Transaction, why: str) -> None:
             " set the HWaddr of slave to a different address to avoid conflicts",
             slave.name,
         )
-    if slave is state.active:
+    was_active = slave is state.active
+    if was_active:
         failover.change_active(state, None, out, why)
-        failover.select(state, out, why)
     if modes.rules(state).balances:
         _leave_mac(state, slave, out)
+    if was_active:
+        failover.select(state, out, why)
+    if modes.rules(state).balances:
+        failover.move_macs(state, state.active, out)
     if not state.slaves:
         state.set_bond_mac(state.random_mac(), MacKind.RANDOM, out)
     failover.update_carrier(state)
 
 
 def _leave_mac(state: State, slave: Slave, out: Transaction) -> None:
-    """Have whoever sends with the own MAC of a slave that has left take another."""
-    failover.move_macs(state, state.active, out)
+    """Have whoever sends with the own MAC of a slave that leaves take the one that it has had instead.
+
+    Before another active slave is chosen, as the driver does it: that may be the bond's.
+    """
+    if slave.held.mac in (slave.mac, state.mac):
+        return
     for other in state.slaves:
-        if other.mac == slave.held.mac != state.mac:
-            free = other.held.mac not in (state.mac, *(each.mac for each in state.slaves))
-            state.set_slave_mac(other, other.held.mac if free else failover.spare_mac(state), out)
+        if other.mac == slave.held.mac:
+            state.set_slave_mac(other, slave.mac, out)
 
 
 def release(state: State, slave: Slave, out: Transaction) -> None:
