@@ -286,8 +286,14 @@ class Netlink:
         message["family"] = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
         message["table"], message["proto"], message["type"] = RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST
         message["attrs"] = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", self._index(name))]
-        await self._requests.tell(f"RTM_NEWROUTE default via {gateway}", RTM_NEWROUTE, message, name,
-                                  NLM_F_CREATE | NLM_F_EXCL)
+        call = f"RTM_NEWROUTE default via {gateway}"
+        try:
+            await self._requests.tell(call, RTM_NEWROUTE, message, name, NLM_F_CREATE | NLM_F_EXCL)
+        except DoorError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            hint = f"another default route is there (ip -{gateway.version} route show default); delete it or do without"
+            raise DoorError(call, errno.EEXIST, name, hint) from None
 
     async def take_addresses(
         self, slave: str, bond: str, before: Callable[[Moved], None] = lambda moved: None

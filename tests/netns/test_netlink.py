@@ -253,6 +253,13 @@ def test_addresses_and_gateways_are_as_asked_for(pair: tuple[Namespace, Namespac
     assert "default via 198.51.100.1 dev eth1" in host.run("ip", "route")
     assert "default via 2001:db8::1 dev eth1" in host.run("ip", "-6", "route")
 
+    async def once_more(netlink: Netlink) -> None:
+        with pytest.raises(DoorError, match="another default route is there") as refused:
+            await netlink.add_gateway("eth1", ip_address("198.51.100.1"))
+        assert refused.value.errno == errno.EEXIST
+
+    doing(host, once_more)
+
 
 # ── gates ────────────────────────────────────────────────────────────────────────────
 
