@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import ROOT
+from tests.netns.world import ROOT, unanswered
 from ubond.ports import RECEIVE_BUFFER, SEND_BUFFER
 
 pytestmark = pytest.mark.netns
@@ -59,10 +59,10 @@ done
 there ip addr add 10.9.0.2/24 dev br0
 there ip link set br0 up
 $ubond up bond0 eth1 eth2 --address 10.9.0.1/24
-ping -q -c 3 -i 0.05 -w 10 10.9.0.2
-there ping -q -c 3 -i 0.05 -w 10 10.9.0.1
+ping -n -c 3 -i 0.05 -w 10 10.9.0.2
+there ping -n -c 3 -i 0.05 -w 10 10.9.0.1
 there ip link set p1 down
-ping -q -c 20 -i 0.02 -w 10 10.9.0.2
+ping -n -c 20 -i 0.02 -w 10 10.9.0.2
 echo JSON; $ubond status bond0 --json; echo TABLE
 $ubond status bond0 --format table
 $ubond down bond0
@@ -97,7 +97,8 @@ def test_a_bond_of_somebody_who_is_not_root(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         subprocess.run(["rm", "-rf", str(own)], check=True)
-    assert done.stdout.count("0% packet loss") == 3
+    pings = done.stdout.partition("JSON\n")[0].split("PING ")[1:]
+    assert [unanswered(said, count) for said, count in zip(pings, (3, 3, 20), strict=True)] == [0, 0, 0], pings
     assert "qdisc clsact" not in done.stdout
     document, _, page = done.stdout.partition("JSON\n")[2].partition("TABLE\n")
     bond = json.loads(document)[0]
