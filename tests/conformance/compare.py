@@ -171,6 +171,11 @@ KNOWN: dict[str, Rule] = {
         step[:1] + step[2:3] == ["slave_set", "queue_id"]
         and (found.what, found.driver, found.ubond) == ("lines", [], ["invalid input for queue_id set"])
     ),
+    "a prio of what is no slave": lambda scenario, step, found: (
+        step[:1] + step[2:3] == ["slave_set", "prio"]
+        and ((found.what, found.driver, found.ubond) == ("result", "ENOTSUP", "EINVAL")
+             or (found.what == "lines" and not found.driver and "option prio: invalid value" in str(found.ubond)))
+    ),
     "a name that no interface has": lambda scenario, step, found: (
         step == ["set", "active_slave", "nobody"]
         and (

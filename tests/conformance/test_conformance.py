@@ -194,6 +194,8 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),
+    "a prio of what is no slave":
+        ("active-backup", ["slave_set", "s1", "prio", "-5"], Difference("result", "ENOTSUP", "EINVAL")),
     "a name that no interface has":
         ("active-backup", ["set", "active_slave", "nobody"], Difference("result", "ENODEV", "EINVAL")),
 }  # fmt: skip
