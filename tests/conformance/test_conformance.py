@@ -194,6 +194,9 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),
+    "the first pass of the ARP monitor over a bond that was opened":
+        ("balance-xor", ["up"], Difference("lines", ["(slave s2): interface is now up"],
+                                           ["(slave s0): link status definitely up", "active interface up!"])),
     "a prio of what is no slave":
         ("active-backup", ["slave_set", "s1", "prio", "-5"], Difference("result", "ENOTSUP", "EINVAL")),
     "a name that no interface has":
@@ -202,7 +205,9 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
 
 
 #: What else a life must have in it for a difference to be that one.
-HAD: list[Step] = [["set", "fail_over_mac", "follow"], ["set", "all_slaves_active", "1"]]
+HAD: list[Step] = [
+    ["set", "fail_over_mac", "follow"], ["set", "all_slaves_active", "1"], ["set", "arp_interval", "200"],
+]  # fmt: skip
 
 
 def test_what_is_known_to_differ_has_an_example_and_is_documented() -> None:
@@ -213,7 +218,7 @@ def test_what_is_known_to_differ_has_an_example_and_is_documented() -> None:
         assert name.lower() in text
         # Neither of another kind nor after another step.
         assert compare.known(Scenario(0, mode, None, HAD), step, Difference("mac", "1", "2")) is None
-        others = "fail_over_mac=follow" in name or "all_slaves_active" in name
+        others = any(word in name for word in ("fail_over_mac=follow", "all_slaves_active", "ARP monitor"))
         assert (compare.known(Scenario(0, mode, None, []), step, difference) is None) == others
     other = Difference("out", [[10, "s0"], [3, "s1"]], [[10, "s1"], [3, "s0"]])
     assert compare.known(Scenario(0, "balance-xor", None, []), ["up"], other) is None
