@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.conformance.scenarios import Scenario, Step
-from ubond.bond.options import HASHING, USES_PRIMARY, Mode
+from ubond.bond.options import HASHING, Mode
 
 MODES = {str(mode): mode for mode in Mode}
 #: The numbers of the frames that have a VLAN tag (beside.py).
@@ -133,8 +133,8 @@ def gaps(seen: Seen) -> list[float]:
     return found
 
 
-#: What the ARP monitor says of a slave that was down and is up, where all send.
-FIRST_PASS = re.compile(r"interface is now (up|down)$|link status definitely up|active interface up!|without any")
+#: What the ARP monitor says of a slave that is silent and heard again.
+SILENCE = re.compile(r"interface is now (up|down)$|link status definitely (up|down)|active interface up!|without any")
 #: How the addresses begin that scenarios give to slaves and bonds; a random one does not.
 GIVEN_MACS = ("02:5c:", "06:5c:")
 
@@ -173,10 +173,12 @@ KNOWN: dict[str, Rule] = {
         step[:1] + step[2:3] == ["slave_set", "queue_id"]
         and (found.what, found.driver, found.ubond) == ("lines", [], ["invalid input for queue_id set"])
     ),
-    "the first pass of the ARP monitor over a bond that was opened": lambda scenario, step, found: (
-        found.what == "lines" and step == ["up"] and MODES[scenario.mode] not in USES_PRIMARY
-        and any(each[:2] == ["set", "arp_interval"] for each in scenario.steps)
-        and all(FIRST_PASS.search(line) for line in [*found.driver, *found.ubond])
+    "a moment's silence under the ARP monitor": lambda scenario, step, found: (
+        any(each[:2] == ["set", "arp_interval"] for each in scenario.steps)
+        and ((found.what == "lines" and step[:1] in (["up"], ["enslave"], ["carrier"])
+              and all(SILENCE.search(line) for line in [*found.driver, *found.ubond]))
+             or (found.what == "proc"
+                 and all(line.startswith("Link Failure Count: ") for line in [*found.driver, *found.ubond])))
     ),
     "a prio of what is no slave": lambda scenario, step, found: (
         step[:1] + step[2:3] == ["slave_set", "prio"]

@@ -194,7 +194,7 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),
-    "the first pass of the ARP monitor over a bond that was opened":
+    "a moment's silence under the ARP monitor":
         ("balance-xor", ["up"], Difference("lines", ["(slave s2): interface is now up"],
                                            ["(slave s0): link status definitely up", "active interface up!"])),
     "a prio of what is no slave":
