@@ -12,6 +12,8 @@ with atheris.instrument_imports(include=["ubond", "json.decoder", "json.scanner"
 
 def main() -> None:
     name = sys.argv.pop(1)
+    # What libFuzzer starts again, by a shell, where it merges: this file is no program.
+    sys.argv[0] = f"{sys.executable} -m tests.fuzz.guided {name}"
     atheris.Setup(sys.argv, targets.TARGETS[name])
     atheris.Fuzz()
 

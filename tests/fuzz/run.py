@@ -81,6 +81,8 @@ def keep(target: str) -> None:
     words, environment = command(target, "-merge=1", f"-max_len={LENGTHS.get(target, 2048)}", str(least), str(mine))
     with (BUILD / f"{target}.merge.log").open("wb") as out:
         subprocess.run(words, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=True)
+    if any(mine.iterdir()) and not any(least.iterdir()):
+        raise RuntimeError(f"{target}: nothing is left of what was found, see {BUILD / target}.merge.log")
     corpus.pack(target, least)
 
 
