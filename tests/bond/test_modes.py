@@ -82,8 +82,8 @@ def destination(table: TxTable, slave: int, kind: str) -> bytes:
 
 @pytest.mark.parametrize("row", RX, ids=[f"{r['mode']}-{r['all_slaves_active']}-{r['variant']}" for r in RX])
 def test_frames_reach_the_bond_where_they_did_when_recorded(row: dict[str, Any]) -> None:
-    rig = opened(*row["slaves"], strict=True, mode=row["mode"], miimon=20)
-    rig.set(all_slaves_active=row["all_slaves_active"])
+    given = row["all_slaves_active"]
+    rig = opened(*row["slaves"], strict=True, mode=row["mode"], miimon=20, all_slaves_active=given)
     if row["variant"] == "s2 waiting out updelay":
         rig.set(updelay=10_000)
         rig.carrier("s2", False)

@@ -181,3 +181,48 @@ def test_another_mac_of_the_bond_is_the_active_slaves_and_with_strict_everybodys
         assert (rig.active, macs(rig)["b"]) == ("b", "02:5c:00:00:00:78")
         rig.release("a")
         assert macs(rig)["a"] == str(mac(1))
+
+
+def receivers(rig: Rig) -> list[str]:
+    table = rig.world.table
+    assert table is not None
+    return [row.port for row in table.slaves if row.receives]
+
+
+@pytest.mark.parametrize("mode", ["balance-tlb", "balance-alb"])
+def test_a_strict_slave_receives_by_what_all_slaves_active_was_when_it_took_its_role(mode: str) -> None:
+    rig = Rig(*(nic(name, number) for number, name in enumerate("abc", 1)), strict=True)
+    rig.set(mode=mode)
+    rig.do(ev.BondOpened())
+    rig.enslave("a", "b")
+    rig.set(all_slaves_active=1)
+    assert receivers(rig) == ["a"]  # none is a backup, which is what the driver opens
+    rig.do(ev.BondClosed())
+    rig.do(ev.BondOpened())
+    assert receivers(rig) == ["a"]  # nor does it take the mark off then
+    rig.enslave("c")
+    assert receivers(rig) == ["a", "c"]
+    rig.set(active_slave="b")
+    assert receivers(rig) == ["a", "b", "c"]  # who was active stays open
+    rig.set(all_slaves_active=0)
+    assert receivers(rig) == ["a", "b", "c"]
+    rig.set(active_slave="")
+    assert receivers(rig) == ["a", "c"]  # who loses its role now is closed
+    rig.do(ev.BondClosed())
+    rig.do(ev.BondOpened())
+    assert receivers(rig) == ["a"]
+
+
+@pytest.mark.parametrize("mode", ["balance-tlb", "balance-alb"])
+def test_all_slaves_active_holds_at_once_where_not_strict(mode: str) -> None:
+    rig = opened("a", "b", mode=mode)
+    rig.set(all_slaves_active=1)
+    assert receivers(rig) == ["a", "b"]
+    rig.set(all_slaves_active=0)
+    assert receivers(rig) == ["a"]
+
+
+def test_a_prio_for_what_is_no_slave_is_refused_by_that_name() -> None:
+    with pytest.raises(Refused) as refused:
+        tlb("a").do(ev.OptionWritten("prio", "5", "nobody"))
+    assert "(slave nobody): Device is not bonding slave" in str(refused.value)

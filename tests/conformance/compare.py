@@ -164,11 +164,6 @@ KNOWN: dict[str, Rule] = {
         found.what == "slave_macs" and ["set", "fail_over_mac", "follow"] in scenario.steps
         and not any(mac.startswith(GIVEN_MACS) for mac in found.ubond.values())
     ),
-    "all_slaves_active, written when the slaves are there, in balance-tlb and balance-alb": lambda scenario, _, found: (
-        found.what == "into" and MODES[scenario.mode] in (Mode.BALANCE_TLB, Mode.BALANCE_ALB)
-        and any(each[:2] == ["set", "all_slaves_active"] for each in scenario.steps)
-        and not (found.driver and found.ubond)
-    ),
     "a queue_id of what is no slave": lambda scenario, step, found: (
         step[:1] + step[2:3] == ["slave_set", "queue_id"]
         and (found.what, found.driver, found.ubond) == ("lines", [], ["invalid input for queue_id set"])

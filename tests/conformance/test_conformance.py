@@ -189,8 +189,6 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
     "a slave that comes with the bond's own address in fail_over_mac=follow":
         ("active-backup", ["enslave", "s0"],
          Difference("slave_macs", {"s0": "02:5c:00:00:00:01"}, {"s0": "f6:65:b8:35:0f:0b"})),
-    "all_slaves_active, written when the slaves are there, in balance-tlb and balance-alb":
-        ("balance-alb", ["carrier", "s0", 1], Difference("into", [], [["s0", "broadcast"], ["s0", "group"]])),
     "a queue_id of what is no slave":
         ("broadcast", ["slave_set", "s0", "queue_id", "1"],
          Difference("lines", [], ["invalid input for queue_id set"])),
@@ -205,9 +203,7 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
 
 
 #: What else a life must have in it for a difference to be that one.
-HAD: list[Step] = [
-    ["set", "fail_over_mac", "follow"], ["set", "all_slaves_active", "1"], ["set", "arp_interval", "200"],
-]  # fmt: skip
+HAD: list[Step] = [["set", "fail_over_mac", "follow"], ["set", "arp_interval", "200"]]
 
 
 def test_what_is_known_to_differ_has_an_example_and_is_documented() -> None:
@@ -218,7 +214,7 @@ def test_what_is_known_to_differ_has_an_example_and_is_documented() -> None:
         assert name.lower() in text
         # Neither of another kind nor after another step.
         assert compare.known(Scenario(0, mode, None, HAD), step, Difference("mac", "1", "2")) is None
-        others = any(word in name for word in ("fail_over_mac=follow", "all_slaves_active", "ARP monitor"))
+        others = any(word in name for word in ("fail_over_mac=follow", "ARP monitor"))
         assert (compare.known(Scenario(0, mode, None, []), step, difference) is None) == others
     other = Difference("out", [[10, "s0"], [3, "s1"]], [[10, "s1"], [3, "s0"]])
     assert compare.known(Scenario(0, "balance-xor", None, []), ["up"], other) is None

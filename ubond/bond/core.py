@@ -291,6 +291,7 @@ class Bond:
             case BondOpened():
                 state.up, self._carrier_told = True, None
                 modes.set_roles(state)
+                modes.mark_inactive(state, *(slave for slave in state.slaves if slave is not state.active))
                 self._restart_monitor(now, out)
                 probing.restart(state, now)
             case BondClosed():

@@ -77,6 +77,12 @@ def select(state: State, out: Transaction, why: str) -> None:
         out.info("active interface up!" if state.carrier else "now running without any active interface!")
 
 
+def drop_active(state: State) -> None:
+    """Have no active slave, until another is chosen."""
+    modes.mark_inactive(state, state.active)
+    state.active = None
+
+
 def change_active(state: State, new: Slave | None, out: Transaction, why: str) -> None:
     """Record another active slave.  Addresses and announcements follow when the event is done."""
     early = ""
@@ -84,10 +90,11 @@ def change_active(state: State, new: Slave | None, out: Transaction, why: str) -
         delays = state.settings.delays
         early = f" {(delays.up - new.link.wait) * delays.miimon} ms earlier"
         new.link = type(new.link)(LinkState.UP)
+    drop_active(state)
     state.active = new
     out.changed = why
     if new is not None:
-        new.stamps.up = out.now
+        new.stamps.up, new.inactive = out.now, False
         state.probing.rotating = None
     if modes.rules(state).selects:
         modes.set_roles(state)

@@ -160,6 +160,7 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
     if awaited := state.awaited.pop(slave.name, None):
         slave.queue_id, slave.prio = awaited.queue_id, awaited.prio
     state.slaves.append(slave)
+    modes.mark_inactive(state, slave)
     _mark_anew(state, slave, out)  # the bond may have got another name meanwhile
     if modes.mac_policy(state) is FailOverMac.NONE:
         # The bond's MAC may have changed while the steps were under way.

@@ -95,13 +95,25 @@ def set_roles(state: State) -> None:
             slave.backup = False    # else probing gives each the role that its link has
 
 
+def mark_inactive(state: State, *slaves: Slave | None) -> None:
+    """Note that these have become slaves which are not the active one: what they receive is not the bond's.
+
+    Unless `all_slaves_active`, at this moment: where all send, the driver's writing of that option changes
+    backups alone, of which there are none, so a slave keeps its mark until its role changes again.
+    """
+    for slave in slaves:
+        if slave is not None and state.settings.number("all_slaves_active") == 0:
+            slave.inactive = True
+
+
 def tx_table(state: State, sender: Slave | None, succession: Sequence[Slave]) -> TxTable:
     """What the worker is to do while the bond is as it is now, this slave sends and these may follow."""
     mode = rules(state)
     all_receive = not mode.selects or state.settings.number("all_slaves_active") == 1
 
     def row(slave: Slave) -> TableSlave:
-        receives = all_receive or slave is sender or (sender is None and slave is state.probing.rotating)
+        open_ = not slave.inactive if mode.balances and state.strict else all_receive
+        receives = open_ or slave is sender or (sender is None and slave is state.probing.rotating)
         if not mode.balances:
             return TableSlave(slave.name, slave.can_transmit, receives, slave.queue_id)
         return TableSlave(

@@ -213,7 +213,7 @@ def set_active_slave(state: State, option: Option, value: int | str, out: Transa
     name = next(iter(str(value).split()), "")
     if not name:
         out.debug("Clearing current active slave")
-        state.active = None
+        failover.drop_active(state)
         failover.select(state, out, "active_slave cleared")
         return
     slave = state.find(name)
@@ -255,6 +255,9 @@ def set_queue_id(state: State, option: Option, value: int | str, out: Transactio
 
 def set_prio(state: State, option: Option, value: int | str, out: Transaction) -> None:
     """Set how much a slave is preferred.  While there is a primary this decides nothing."""
+    name = str(value).partition(":")[0]
+    if name and state.find(name) is None:
+        raise OptionError(E.EINVAL, [f"(slave {name}): Device is not bonding slave"])
     found = _slave_and_number(state, str(value), r"-?[0-9]+$")
     if found is None or option.hi is None or not option.lo <= found[1] <= option.hi:
         raise OptionError(E.EINVAL, [])

@@ -128,6 +128,8 @@ class Slave:
     speed: int = SPEED_UNKNOWN
     duplex: int = DUPLEX_UNKNOWN
     backup: bool = False
+    inactive: bool = False
+    """What comes in is not the bond's, by the driver's mark of it where all send (`modes.mark_inactive`)."""
     failures: int = 0
     queue_id: int = 0
     prio: int = 0
