@@ -365,23 +365,21 @@ class Ubond(Side):
 
     def __init__(self) -> None:
         super().__init__("ours", "far-ours")
-        self._client: Client | None = None
+        self._monitor: Client | None = None
 
     def begin(self, mode: str, mac: str | None) -> None:
         spec = BondSpec(BOND, options={"mode": mode, "miimon": "100"}, mac=MacAddr.parse(mac) if mac else None,
                         strict=True)  # fmt: skip
         daemon.start(spec, keeper=False)
-        path = str(paths.socket_path(BOND))
-        self._client, self._monitor = Client(path), Client(path)
+        self._monitor = Client(str(paths.socket_path(BOND)))
         self._monitor.request("monitor")
         self.lines.clear()
 
     def end(self) -> None:
-        if self._client is not None:
+        if self._monitor is not None:
             self._ask("down")
-            self._client.close()
             self._monitor.close()
-            self._client = None
+            self._monitor = None
             end = time.monotonic() + 10
             while paths.running(BOND) and time.monotonic() < end:
                 time.sleep(0.01)
@@ -390,8 +388,9 @@ class Ubond(Side):
                     pass
 
     def _ask(self, request: str, **fields: Any) -> dict[str, Any]:
-        assert self._client is not None
-        return self._client.request(request, **fields)
+        # A connection each: one that asks nothing for 5 s is closed, and a step may take longer.
+        with Client(str(paths.socket_path(BOND))) as client:
+            return client.request(request, **fields)
 
     def _try(self, request: str, **fields: Any) -> str:
         try:
