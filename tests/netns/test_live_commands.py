@@ -454,7 +454,8 @@ def test_history_tells_when_why_from_to_lost_and_silence(world: World) -> None:
         wait_until(lambda: bond.ask("history")["history"][-1]["silence_ns"], what="the silence is known")
         entry = json.loads(world.ubond("history", "bond0", "--json").stdout)[-1]
         assert (entry["from"], entry["to"], entry["lost"]) == ("eth1", "eth2", 0)
-        assert 0 < entry["silence_ns"] < world.seconds(0.5) * 1e9
+        # How long is for bench/: a machine may stand still meanwhile. It is in ns, and not since the bond began.
+        assert 1e3 < entry["silence_ns"] < world.seconds(20) * 1e9
         assert "link of eth1 went down" in entry["why"]
         assert abs(entry["time"] - time.time()) < 60
         last = world.ubond("history", "bond0").stdout.splitlines()[-1].split()
