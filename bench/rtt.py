@@ -1,9 +1,9 @@
 """The round trip that every contender adds to the bare slave's, against what the yardstick adds in the same run.
 
 `apart`: the two ends on one processor, the contender's threads on another; `together`: all on the same one, where
-nobody waits for another processor to be woken. Left to the scheduler it is the one or the other, as the moment of each
-start has it, and a median says which came more often. No processor sleeps in either (`blast awake`): waking one belongs
-to the hypervisor in a virtual machine, and takes several times what a bond adds. `free`: as it comes, nothing is held.
+nobody waits for another processor to be woken. In both no processor sleeps (`blast awake`): waking one belongs to the
+hypervisor in a virtual machine, and takes several times what a bond adds. `free`: nothing is held or kept awake, and it
+is the one or the other as the scheduler likes.
 
 `busy`: the next question follows the answer at once; `idle`: one a millisecond, so that each wakes a sleeping worker.
 

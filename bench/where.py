@@ -1,6 +1,6 @@
 """Where the worker's time goes: functions by their share of samples, while frames go as fast as they can.
 
-    python bench/profile.py [--only NAME,...]       # names of contenders, ubond alone where nothing is said
+    python bench/where.py [--only NAME,...]       # names of contenders, ubond alone where nothing is said
 
 `perf record -e cpu-clock` on the contender's busiest thread for two seconds of each load. Needs perf (linux-perf).
 """

@@ -133,13 +133,13 @@ def gaps(seen: Seen) -> list[float]:
     return found
 
 
+# ── what is known to differ ──────────────────────────────────────────────────────────
+
 #: What the ARP monitor says of a slave that is silent and heard again.
 SILENCE = re.compile(r"interface is now (up|down)$|link status definitely (up|down)|active interface up!|without any")
 #: How the addresses begin that scenarios give to slaves and bonds; a random one does not.
 GIVEN_MACS = ("02:5c:", "06:5c:")
 
-
-# ── what is known to differ ──────────────────────────────────────────────────────────
 
 def _differing_frames(difference: Difference) -> set[int]:
     return {number for side in (difference.driver, difference.ubond) for number, _ in side}
