@@ -12,7 +12,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make kills   killed at every call that changes something, mended in each of three ways, and with a keeper (long)"
 	@echo "make guest   virtual machines: real NIC drivers, and the kernel's bond beside ours (5 minutes)"
-	@echo "make conformance  random lives of a bond, the kernel's and ours side by side: SCENARIOS=200 SEED=1 (20 minutes)"
+	@echo "make conformance  random lives of a bond, the kernel's and ours side by side: SCENARIOS=200 SEED=1 (a quarter of an hour)"
 	@echo "make guest-core   the core's tests on emulated NICs (NIC=virtio or e1000; TESTS: files; hours)"
 	@echo "make guest-short  a bond and pulled cables on both kinds of NICs (minutes)"
 	@echo "make containers  the core's tests in podman containers with two capabilities (TESTS: files; a quarter of an hour)"

@@ -1,9 +1,8 @@
 """Runs in a guest: the driver's bond and ours lead the same life, step by step, and are compared after each.
 
-    python -m tests.conformance.beside --seed N --numbers 0-49 [--seconds 500] [--shrink 25]
-    python -m tests.conformance.beside --replay FILE
+    python -m tests.conformance.beside FILE [--seconds 500] [--shrink 25]
 
-One JSON object per line and scenario on standard output (run.py reads them).
+FILE has a scenario as JSON in each line; one JSON object per line and scenario on standard output (run.py reads them).
 
 The driver's bond0 is in the guest's first namespace, where sysfs shows it, and ours in the namespace `ours`, where
 this process lives as well.  Both have the slaves s0, s1, s2: veths with the same addresses, whose far ends are in a
@@ -32,9 +31,8 @@ from typing import Any
 
 from tests.conformance import compare
 from tests.conformance.compare import Difference, Seen
-from tests.conformance.scenarios import SLAVES, TARGET, Scenario, Step, generate, shrink
+from tests.conformance.scenarios import SLAVES, TARGET, Scenario, Step, shrink
 from ubond import daemon, paths
-from ubond.bond.options import MODE_NAMES
 from ubond.bond.spec import BondSpec
 from ubond.client import Client, ControlError
 from ubond.wire import MacAddr
@@ -619,25 +617,16 @@ def told(scenario: Scenario, outcome: Outcome, began: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the bonding driver and ubond, step by step.")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--numbers", default="0-9", help="FIRST-LAST")
+    parser.add_argument("scenarios", type=argparse.FileType())
     parser.add_argument("--seconds", type=float, default=500.0, help="begin no scenario after this time")
     parser.add_argument("--shrink", type=int, default=20, help="runs to make what differs smaller")
-    parser.add_argument("--replay", type=argparse.FileType())
-    parser.add_argument("--modes", default=",".join(MODE_NAMES.values()))
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
-    if options.replay:
-        scenarios = iter([Scenario.from_json(json.loads(line)) for line in options.replay if line.strip()])
-    else:
-        first, _, last = options.numbers.partition("-")
-        scenarios = (generate(options.seed, number) for number in range(int(first), int(last or first) + 1))
+    scenarios = [Scenario.from_json(json.loads(line)) for line in options.scenarios if line.strip()]
     driver, ubond = prepare()
     for scenario in scenarios:
         if time.monotonic() > end:
             break
-        if scenario.mode not in options.modes.split(","):
-            continue
         began = time.monotonic()
         outcome = play(scenario, driver, ubond)
         line = told(scenario, outcome, began)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Scenarios on the kernel's bonding driver and on ubond, side by side in guests: where do they differ?
 
-    python -m tests.conformance.run [--scenarios 200] [--seed 1] [--first 0] [--boot-seconds 540]
+    python -m tests.conformance.run [--scenarios 200] [--seed 1] [--first 0] [--jobs 2]
     python -m tests.conformance.run --replay FILE       # one scenario as JSON per line, as this prints them
 
 Prints what differs, each made small and ready to be replayed, and `N scenarios, N steps, N differences`.
@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "guest"))
 from guest import Guest, GuestError
 from prepare import CHECKOUT
 
+from tests.conformance.scenarios import Scenario, generate
+
 #: Of the steps at least this share must change the driver's state, or little was compared.
 LEAST_CHANGED = 0.5
 
 
-def batch(words: str, seconds: float, replay: str | None = None) -> Iterator[dict[str, Any]]:
-    """Boot a guest and yield what becomes of each scenario, as it is said."""
-    files = {"scenarios": replay} if replay is not None else {}
+def boot(scenarios: Sequence[Scenario], seconds: float, shrink: int) -> Iterator[dict[str, Any]]:
+    """Boot a guest and yield what becomes of each scenario, as it is said: of as many as that time allows."""
+    told = "\n".join(json.dumps(scenario.to_json()) for scenario in scenarios)
     with Guest(memory=1024) as guest:
-        where = "--replay scenarios" if replay is not None else words
-        program = f"python -m tests.conformance.beside {where} --seconds {seconds:g}"
-        job = guest.start(f"export PYTHONPATH={CHECKOUT}\nexec {program}", files=files)
+        program = f"python -m tests.conformance.beside scenarios --seconds {seconds:g} --shrink {shrink}"
+        job = guest.start(f"export PYTHONPATH={CHECKOUT}\nexec {program}", files={"scenarios": told})
         read = 0
         end = time.monotonic() + seconds + 120
         while True:
@@ -50,6 +54,22 @@ def batch(words: str, seconds: float, replay: str | None = None) -> Iterator[dic
             if time.monotonic() > end:
                 raise guest.failed(f"the runner does not end\n{job.stderr}")
             time.sleep(0.5)
+
+
+def play(scenarios: Sequence[Scenario], options: argparse.Namespace, take: Callable[[dict[str, Any]], None]) -> None:
+    """All of them, in one guest after the other."""
+    left = list(scenarios)
+    try:
+        while left:
+            played = 0
+            for outcome in boot(left, options.boot_seconds, options.shrink):
+                take(outcome)
+                played += 1
+            if not played:
+                raise GuestError("a guest has played no scenario")
+            del left[:played]
+    except GuestError as error:
+        print(f"conformance: {error}", file=sys.stderr)
 
 
 class Tally:
@@ -98,39 +118,34 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first scenario")
-    parser.add_argument("--boot-seconds", type=float, default=480, help="how long one guest may run scenarios")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="guests at a time, of one processor each")
+    parser.add_argument("--boot-seconds", type=float, default=560, help="how long one guest may run scenarios")
     parser.add_argument("--shrink", type=int, default=20, help="runs to make what differs smaller")
     parser.add_argument("--log", type=argparse.FileType("a"), help="every outcome, as JSON lines")
     parser.add_argument("--replay", type=argparse.FileType())
     options = parser.parse_args()
+    if options.replay:
+        scenarios = [Scenario.from_json(json.loads(line)) for line in options.replay if line.strip()]
+    else:
+        numbers = range(options.first, options.first + options.scenarios)
+        scenarios = [generate(options.seed, number) for number in numbers]
     tally = Tally()
+    one_at_a_time = threading.Lock()
 
     def take(outcome: dict[str, Any]) -> None:
-        tally.take(outcome)
-        if options.log:
-            print(json.dumps(outcome), file=options.log, flush=True)
-        if outcome["differences"]:
-            print(report(outcome), flush=True)
+        with one_at_a_time:
+            tally.take(outcome)
+            if options.log:
+                print(json.dumps(outcome), file=options.log, flush=True)
+            if outcome["differences"]:
+                print(report(outcome), flush=True)
 
-    wanted = options.scenarios
-    try:
-        if options.replay:
-            text = options.replay.read()
-            wanted = len([line for line in text.splitlines() if line.strip()])
-            for outcome in batch("", options.boot_seconds, text):
-                take(outcome)
-        while not options.replay and tally.scenarios < wanted:
-            first, before = options.first + tally.scenarios, tally.scenarios
-            numbers = f"{first}-{options.first + wanted - 1}"
-            words = f"--seed {options.seed} --numbers {numbers} --shrink {options.shrink}"
-            for outcome in batch(words, options.boot_seconds):
-                take(outcome)
-            if tally.scenarios == before:
-                raise GuestError("a guest has played no scenario")
-    except GuestError as error:
-        print(f"conformance: {error}", file=sys.stderr)
+    with ThreadPoolExecutor(options.jobs) as lanes:
+        lots = [scenarios[lane :: options.jobs] for lane in range(options.jobs)]
+        for done in [lanes.submit(play, lot, options, take) for lot in lots]:
+            done.result()
     print("\n".join(tally.lines()))
-    return int(not tally.passed(wanted))
+    return int(not tally.passed(len(scenarios)))
 
 
 if __name__ == "__main__":
