@@ -185,7 +185,7 @@ def test_a_look_that_led_to_nothing_is_told_again_only_when_something_has_happen
     asyncio.run(story())
 
 
-def test_looks_around_grow_rare_while_nothing_happens_or_waits_for_them_and_come_soon_after_an_event() -> None:
+def test_looks_around_end_while_nothing_happens_or_waits_for_them_and_come_soon_after_an_event() -> None:
     async def story() -> None:
         study, doors = Script(), Doors()
         service = Service(study, doors)  # type: ignore[arg-type]
@@ -195,8 +195,10 @@ def test_looks_around_grow_rare_while_nothing_happens_or_waits_for_them_and_come
             service._round.cancel()
             pauses.append(service._pause)
             service._look_around()
-        assert pauses == [5, 10, 20, 40, 60, 60]
+        assert pauses == [5, 10, None, None, None, None]
+        assert service._round.cancelled()
         service.feed(Woken())
+        assert not service._round.cancelled()
         assert service._round.when() - asyncio.get_running_loop().time() <= 5
         service._look_around()
         assert service._pause == 5              # it follows an event

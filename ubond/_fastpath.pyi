@@ -7,6 +7,7 @@ TAP_GONE: int
 REPORT: int
 FRAMES: int
 GROUPS: int
+FEATURES: int
 NO_PORT: int
 
 class Engine:

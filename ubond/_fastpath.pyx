@@ -1108,12 +1108,23 @@ cdef void tell_of_frames(fp_shared* s) noexcept nogil:
         tell(s, NEWS_FRAMES, NOBODY, NOBODY, 0)
 
 
+cdef void tell_of_features(fp_shared* s, uint32_t port) noexcept nogil:
+    """Tell control when a slave's features are not those of the last look."""
+    cdef fp_link* l = &s.link[port]
+    cdef uint64_t before = load_u64(&l.features), now = fp_features(s.probe, l.index, l.name)
+    if not now or now == before or not load_int(&l.open):
+        return
+    store_u64(&l.features, now)
+    if before:
+        tell(s, NEWS_FEATURES, port, NOBODY, 0)
+
+
 cdef void watch(fp_shared* s) noexcept nogil:
     """Poll every slave's carrier each interval, and at once where a worker asks.
 
-    Besides, tell what control would otherwise have to wake for: frames, and groups that nobody reports.
+    Besides, tell what control would otherwise have to wake for: frames, groups that nobody reports, and features.
     """
-    cdef int64_t interval = 0, next = 0, look_at_groups = 0
+    cdef int64_t interval = 0, next = 0, look_further = 0
     cdef uint64_t groups = 0, groups_now
     cdef uint32_t port
     cdef bint all_of_them
@@ -1127,8 +1138,11 @@ cdef void watch(fp_shared* s) noexcept nogil:
                     look(s, port)
         if all_of_them:
             tell_of_frames(s)
-            if fp_now() >= look_at_groups:
-                look_at_groups = fp_now() + <int64_t>5000 * MS
+            if fp_now() >= look_further:
+                look_further = fp_now() + <int64_t>5000 * MS
+                for port in range(MAX_SLAVES):
+                    if load_int(&s.link[port].open):
+                        tell_of_features(s, port)
                 groups_now = fp_digest(s.groups)
                 if groups_now != groups:
                     tell(s, NEWS_GROUPS, NOBODY, NOBODY, 0)
@@ -1150,7 +1164,7 @@ COUNTERS = (
 
 NO_PORT = FREE
 CARRIER, DEAD_LINK, TAP_GONE, REPORT = NEWS_CARRIER, NEWS_DEAD, NEWS_TAP_GONE, NEWS_REPORT
-FRAMES, GROUPS = NEWS_FRAMES, NEWS_GROUPS
+FRAMES, GROUPS, FEATURES = NEWS_FRAMES, NEWS_GROUPS, NEWS_FEATURES
 
 
 cdef class Engine:
@@ -1290,6 +1304,7 @@ cdef class Engine:
             raise ValueError(f"at most {MAX_SLAVES} slaves")
         l.index = fp_index(fds[0])
         l.reading = -1
+        store_u64(&l.features, 0)
         l.dead_under = 0
         self._name(l, raw)
         for k in range(self.shared.n_workers):

@@ -125,6 +125,7 @@ cdef struct fp_link:                # one slave, from enslave to release: what a
     char name[16]
     int poked                       # control -> watch: look now
     int reading                     # watch: what control was told last, -1 nothing
+    uint64_t features               # watch: their digest when it looked last, 0: it has not
     uint64_t dead_under             # newest generation under which a worker found it dead
 
 cdef struct fp_port:                # one slave as one worker has it
@@ -149,6 +150,7 @@ cdef enum:                          # kinds of news
     NEWS_REPORT = 3                 # a host behind the bond joins or leaves multicast groups
     NEWS_FRAMES = 4                 # the watch: frames have come by since control asked
     NEWS_GROUPS = 5                 # the watch: groups have been joined or left, without a report perhaps
+    NEWS_FEATURES = 6               # the watch: features of a slave are not what they were
 
 cdef struct fp_news:
     int64_t at

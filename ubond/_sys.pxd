@@ -59,15 +59,23 @@ cdef extern from * nogil:
         return ppoll(&one, 1, when ? &t : NULL, NULL) > 0;
     }
 
-    /* A number that is another when a file's text is (FNV-1a); of an unreadable one always the same. */
+    /* FNV-1a, begun with FP_DIGEST. */
+    static const uint64_t FP_DIGEST = 0xcbf29ce484222325u;
+
+    static inline uint64_t fp_digest_more(uint64_t digest, const void *bytes, size_t n) {
+        for (size_t i = 0; i < n; i++)
+            digest = (digest ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3u;
+        return digest;
+    }
+
+    /* A number that is another when a file's text is; of an unreadable one always the same. */
     static inline uint64_t fp_digest(int fd) {
-        uint64_t digest = 0xcbf29ce484222325u;
+        uint64_t digest = FP_DIGEST;
         unsigned char text[8192];
         ssize_t n;
         off_t at = 0;
         while ((n = pread(fd, text, sizeof text, at)) > 0) {
-            for (ssize_t i = 0; i < n; i++)
-                digest = (digest ^ text[i]) * 0x100000001b3u;
+            digest = fp_digest_more(digest, text, n);
             at += n;
         }
         return digest;
@@ -130,6 +138,24 @@ cdef extern from * nogil:
         if (fp_ask(sock, index, name, SIOCETHTOOL, &request) < 0)
             return -errno;
         return value.data != 0;
+    }
+
+    /* A number that is another when the features of an interface are (ETHTOOL_GFEATURES); 0 where it cannot be asked.
+     * Waits for the RTNL lock. */
+    static inline uint64_t fp_features(int sock, int index, const char *name) {
+        struct {
+            struct ethtool_gfeatures head;
+            struct ethtool_get_features_block words[8];     /* 32 features each; the kernel fills those that it has */
+        } found;
+        struct ifreq request;
+        memset(&found, 0, sizeof found);
+        memset(&request, 0, sizeof request);
+        found.head.cmd = ETHTOOL_GFEATURES;
+        found.head.size = sizeof found.words / sizeof found.words[0];
+        request.ifr_data = (char *)&found;
+        if (fp_ask(sock, index, name, SIOCETHTOOL, &request) < 0)
+            return 0;
+        return fp_digest_more(FP_DIGEST, found.words, sizeof found.words);
     }
 
     /* Link by the PHY's status register: 1 there, 0 not, or -errno.  IEEE 802.3, 22.2.4.2. */
@@ -243,6 +269,7 @@ cdef extern from * nogil:
     void fp_kick(int fd)
     void fp_drain(int fd)
     int fp_carrier(int sock, int index, const char* name)
+    uint64_t fp_features(int sock, int index, const char* name)
     int fp_mii_link(int sock, int index, const char* name)
     int fp_flags(int sock, int index, const char* name)
     int fp_index(int sock)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
-from ubond._fastpath import CARRIER, DEAD_LINK, FRAMES, GROUPS, NO_PORT, REPORT, TAP_GONE, Engine
+from ubond._fastpath import CARRIER, DEAD_LINK, FEATURES, FRAMES, GROUPS, NO_PORT, REPORT, TAP_GONE, Engine
 from ubond.bond.evidence import Form, Sighting
 from ubond.bond.table import TxTable
 
@@ -41,6 +41,14 @@ class TapGone:
 
 
 @dataclass(frozen=True, slots=True)
+class FeaturesChanged:
+    """Features of a slave are not what they were; the kernel may have announced it or not."""
+
+    slave: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupsReported:
     """The host, or somebody behind it, has joined or left multicast groups; what reports say is told once until
     `Datapath.expect_reports`."""
@@ -55,7 +63,7 @@ class FramesPassed:
     at: int
 
 
-News = CarrierRead | DeadLink | TapGone | GroupsReported | FramesPassed
+News = CarrierRead | DeadLink | TapGone | GroupsReported | FramesPassed | FeaturesChanged
 
 #: The watch looks at least so often for what control does not wake for, in ns, or control looks itself.
 _SELDOM = 5_000_000_000
@@ -327,7 +335,7 @@ class Datapath:
 
     @property
     def sees_groups(self) -> bool:
-        """Whether the watch tells of groups too that nobody reports, within five seconds and a poll."""
+        """Whether the watch tells of groups that nobody reports, and of features, within five seconds and a poll."""
         return self.polls and self._reads_groups
 
     def ask_for_frames(self) -> None:
@@ -368,6 +376,8 @@ class Datapath:
                 continue  # of a slave released since
             elif kind == CARRIER:
                 found.append(CarrierRead(names[port], carrier, at))
+            elif kind == FEATURES:
+                found.append(FeaturesChanged(names[port], at))
             elif kind == DEAD_LINK:
                 found.append(DeadLink(names[port], None if other is None else names.get(other), at))
         return found

@@ -55,7 +55,7 @@ from ubond.bond.events import (
 )
 from ubond.bond.options import Probe, Refused
 from ubond.bond.snapshot import BondSnapshot, LinkState
-from ubond.datapath import CarrierRead, DeadLink, FramesPassed, GroupsReported, TapGone
+from ubond.datapath import CarrierRead, DeadLink, FeaturesChanged, FramesPassed, GroupsReported, TapGone
 from ubond.doors import INSTANT, Doors
 from ubond.history import History
 from ubond.netlink import (
@@ -74,9 +74,9 @@ US, MS = 1_000, 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
-#: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.  After each
-#: that nothing has happened before, twice as many, up to so many.
-LOOK_EVERY, LOOK_SELDOM = 5.0, 60.0
+#: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.  When nothing has
+#: happened before one, a last one follows after so many: the watch has begun to tell of features by then.
+LOOK_EVERY, LOOK_LAST = 5.0, 10.0
 #: Seconds from a message to the look that it leads to, so that many make one; longer in a fight.
 LOOK_SOON, LOOK_IN_A_FIGHT = 0.02, 1.0
 #: Following address lists takes at most this share of the time, however many groups come and go; but on a
@@ -162,7 +162,8 @@ class Service:
         self._followed: tuple[object, ...] = ()
         self._shared_mac: frozenset[bytes] = frozenset()
         self._follow_monitors()
-        self._pause, self._events_then = LOOK_EVERY, -1
+        self._pause: float | None = LOOK_EVERY
+        self._events_then = -1
         self._round = self._loop.call_later(LOOK_EVERY, self._look_around)
 
     # ── one process after the other ──────────────────────────────────────────────────
@@ -263,13 +264,14 @@ class Service:
     def _happened(self) -> None:
         """Something is not as it was: look around soon again."""
         self._events += 1
-        if self._pause > LOOK_EVERY and not self._ending:
+        if self._pause != LOOK_EVERY and not self._ending:
             self._round.cancel()
             self._look_around_in(LOOK_EVERY)
 
-    def _look_around_in(self, seconds: float) -> None:
+    def _look_around_in(self, seconds: float | None) -> None:
         self._pause = seconds
-        self._round = self._loop.call_later(seconds, self._look_around)
+        if seconds is not None:
+            self._round = self._loop.call_later(seconds, self._look_around)
 
     def _handle(self, event: Event) -> _Transaction:
         transaction = _Transaction(self.bond.handle(event, time.monotonic_ns()))
@@ -357,6 +359,8 @@ class Service:
                     self._bond_gone("deleted")
                 case GroupsReported():
                     self._filters_soon()
+                case FeaturesChanged(slave):
+                    self._look_soon(slave)
                 case FramesPassed():
                     self.on_frames()
         for _, slave, frame in self.doors.datapath.diverted():
@@ -444,12 +448,14 @@ class Service:
         if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
             self._bond_changed(link)
 
-    def _pause_now(self) -> float:
-        """Seconds to the next look around: more while nothing happens and nothing waits for it."""
+    def _pause_now(self) -> float | None:
+        """Seconds to the next look around; None: while nothing happens and nothing waits for it there need be none."""
         then, self._events_then = self._events_then, self._events
         waited_for = self.bond.listens or self.bond.snapshot().awaited or not self.doors.datapath.sees_groups
         silent = any(gate != "clsact" for gate in self.doors.gates.values())  # nobody tells that such a gate is gone
-        return LOOK_EVERY if waited_for or silent or then != self._events else min(2 * self._pause, LOOK_SELDOM)
+        if waited_for or silent or then != self._events:
+            return LOOK_EVERY
+        return LOOK_LAST if self._pause == LOOK_EVERY else None
 
     def _look_soon(self, name: str) -> None:
         """Look at a slave, or at what may be one that returns; many reasons make one look."""
