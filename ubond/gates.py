@@ -23,7 +23,7 @@ import errno
 from typing import Protocol
 
 from ubond.bond.events import DoorError
-from ubond.gate_bridge import Bridge
+from ubond.gate_bridge import Bridge, bridge_name
 from ubond.gate_clsact import GATE_MARK as GATE_MARK
 from ubond.gate_clsact import Clsact
 from ubond.gate_nft import Nft
@@ -103,6 +103,11 @@ class Gates:
         self.closed.pop(index, None)
         await self._nft.forget(index)
         await self._bridge.forget(index)
+
+
+def is_gate_of(index: int, device: str) -> bool:
+    """Whether a device of this name is there for the gate of an interface."""
+    return device == bridge_name(index)
 
 
 def closes_egress(gate: str) -> bool:

@@ -34,7 +34,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from ubond.addresses import Device, Mover
 from ubond.bond.events import DoorError, Moved, SlaveFacts, UpperFacts
 from ubond.ethtool import Ethtool
-from ubond.gates import Gates
+from ubond.gates import Gates, is_gate_of
 from ubond.paths import netns_cookie
 from ubond.rtnl import Events, Message, Requests, address_message, link_message, refusals
 from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, uppers
@@ -146,6 +146,8 @@ class Netlink:
     async def _facts(self, message: Message, found: Iterable[Address]) -> SlaveFacts:
         link = _link(message)
         master = await self._master(link.master)
+        if master is not None and is_gate_of(link.index, master.name):
+            master = None   # its gate, and nobody's port
         features, (speed, duplex) = await asyncio.to_thread(self._ethtool.features_and_link, link.name)
         return SlaveFacts(
             name=link.name,
@@ -157,7 +159,7 @@ class Netlink:
             link_type=message["ifi_type"],
             kind=link.kind,
             loopback=bool(link.flags & IFF_LOOPBACK),
-            master=link.master,
+            master=master.index if master else 0,
             master_kind=master.kind if master else "",
             is_master=bool(link.flags & IFF_MASTER) or link.index in (other.master for other in self.links),
             speed=speed,

@@ -21,6 +21,7 @@ from tests.netns.world import (
     assert_as_before,
     blast,
     finish,
+    let_in,
     start_receiver,
     wait_until,
 )
@@ -80,6 +81,7 @@ def hears_nothing_but_link_local(world: World, nic: str) -> None:
         listening(world.host, nic, LLDP) as lldp,
         listening(world.host, nic, EVERYTHING) as all_of_it,
     ):
+        let_in(all_of_it, world.host, nic)
         for to in (own, "ff:ff:ff:ff:ff:ff", "01:80:c2:00:00:10", "01:80:c2:00:01:00", "01:00:5e:00:00:01"):
             space.send(port, frame(to, b"for the bond", TESTING))
             space.send(port, frame(to, b"for the bond", LLDP))
@@ -145,6 +147,26 @@ def test_the_slaves_own_stack_sends_link_local_frames_alone(world: World, bond: 
         seen = read_until(wire, b"LLDP of the stack")
         assert any(b"of the stack" in each[14:26] for each in seen) == (kind == "bridge")
     world.host.ping(PEER4)
+
+
+def test_a_gate_is_not_taken_for_somebody_elses_doing_and_comes_back_after_it(world: World, bond: Bond) -> None:
+    def put_right(nic: str, repairs: dict[str, int]) -> None:
+        wait_until(lambda: bond.slave(nic)["ubond"]["repairs"] == repairs, what=f"{nic} is put right: {repairs}")
+
+    for nic in world.nics:
+        world.host.ip("link", "set", nic, "alias", "mine")      # leads to a look at it
+        put_right(nic, {"alias": 1})
+        assert not hears(world, nic, world.far_end(nic)[1])
+    world.host.ip("link", "add", "br7", "type", "bridge")
+    try:
+        gate = bond.slave("eth2")["ubond"]["gate"]
+        world.host.ip("link", "set", "eth2", "master", "br7")
+        # A gate that is a bridge goes with its port, the other kinds stay.
+        put_right("eth2", {"alias": 1, "master": 1} | ({"gate": 1} if gate == SHOWN["bridge"] else {}))
+        wait_until(lambda: not hears(world, "eth2", "sw2"), what="closed again")
+    finally:
+        world.host.ip("link", "del", "br7")
+    assert bond.slave("eth2")["ubond"]["fights"] == []
 
 
 def test_nothing_is_lost_when_the_active_link_is_pulled(world: World, bond: Bond) -> None:

@@ -197,6 +197,7 @@ class Space:
 # ── what passes on a wire ────────────────────────────────────────────────────────────
 
 _SOL_PACKET, _PACKET_AUXDATA, _PACKET_IGNORE_OUTGOING = 263, 8, 23
+_PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST, _PACKET_MR_PROMISC = 1, 0, 1
 _ETH_P_ALL, _SO_TIMESTAMPNS, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 3, 35, 33, 26
 _TPACKET_AUXDATA = struct.Struct("IIIHHHH")
 _VLAN_VALID, _TPID_VALID = 0x10, 0x40
@@ -301,6 +302,16 @@ def _seen(data: bytes, extra: Iterable[tuple[int, int, bytes]]) -> Seen:
                 tpid = tpid if status & _TPID_VALID else 0x8100
                 data = data[:12] + struct.pack("!HH", tpid, tci) + data[12:]
     return Seen(at, data)
+
+
+def let_in(sock: socket.socket, space: Space, interface: str, group: bytes = b"") -> None:
+    """Have an interface let in what comes for a group, or else all that comes, until this packet socket is closed.
+
+    veth lets in everything; a NIC filters.
+    """
+    index, kind = space.link(interface)["ifindex"], _PACKET_MR_MULTICAST if group else _PACKET_MR_PROMISC
+    request = struct.pack("iHH8s", index, kind, len(group), group)
+    sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
 
 
 # ── kinds of worlds ──────────────────────────────────────────────────────────────────

@@ -48,11 +48,11 @@ def differences(slave: Slave, facts: SlaveFacts, gated: bool) -> Iterator[Differ
     the like belong to whoever tunes the NIC.
     """
     name, held = slave.name, slave.held
-    if not gated:
-        yield Difference("gate", "closed", "open", (CloseGates(name),))
-    if facts.master:
+    if facts.master:    # before the gate, which may be a master itself
         master = f"port of a {facts.master_kind or 'device'}"
         yield Difference("master", slave.held.alias_set.partition(" (")[0], master, (ClearSlaveMaster(name),))
+    if not gated:
+        yield Difference("gate", "closed", "open", (CloseGates(name),))
     if facts.mac != slave.mac:
         yield Difference("MAC", str(slave.mac), str(facts.mac), (SetSlaveMac(name, slave.mac),))
     if facts.mtu != slave.mtu:
