@@ -107,6 +107,9 @@ class Emulated(Kind):
         ends = [world.far_end(nic) for nic in world.nics if nic in bond.slaves]
         return handed_over - sum(space.counters(port)["rx"]["packets"] for space, port in ends)
 
+    def held(self, rate: int) -> int:
+        return rate // 4
+
     def close(self, world: World) -> None:
         for nic in world.nics:
             if pair := self._taken.pop((world.key, nic), None):

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,14 +74,19 @@ class Wires:
         for numbers, sniffer in zip(self.found, self._sniffers, strict=True):
             numbers += [number(seen) for seen in sniffer.take() if is_ours(seen)]
 
-    def wait(self) -> None:
-        """Return when every number sent has come out of one of the cables."""
+    def wait(self, kept: Callable[[], int] = lambda: 0) -> int:
+        """Return when every number sent has come out of one of the cables, but those that NICs have kept; how many."""
 
         def all_there() -> bool:
             self.take()
-            return len({*self.found[0], *self.found[1]}) == self.sent
+            return self.missing <= kept()
 
         wait_until(all_there, what=f"all of {self.sent} frames")
+        return self.missing
+
+    @property
+    def missing(self) -> int:
+        return self.sent - len({*self.found[0], *self.found[1]})
 
 
 # ── balance-xor ──────────────────────────────────────────────────────────────────────
@@ -120,6 +125,7 @@ def test_another_policy_takes_effect_at_once_and_loses_nothing(world: Crossed) -
 def test_pulling_one_of_two_slaves_loses_nothing_that_leaves(world: Crossed, mode: str) -> None:
     options = ("--mode", mode, "--xmit-hash-policy", "layer3+4")
     with world.bond(*options, addresses=False) as bond, Wires(world) as wires:
+        kept_before = world.vanished(bond)
         for cable in ("eth2", "eth1"):
             for step in range(60):
                 wires.send(20)
@@ -131,11 +137,14 @@ def test_pulling_one_of_two_slaves_loses_nothing_that_leaves(world: Crossed, mod
             assert world.host.carrier("bond0")
             world.plug(cable)
             bond.wait_link(cable, "UP")
-        wires.wait()
+        if mode == "broadcast":     # a copy that one NIC keeps, the other has sent
+            wires.wait()
+        else:
+            assert wires.wait(lambda: world.vanished(bond) - kept_before) < wires.sent / 8
         for numbers in wires.found:
             assert len(numbers) == len(set(numbers)), "no cable has a frame twice"
         if mode == "balance-xor":
-            assert len(wires.found[0]) + len(wires.found[1]) == wires.sent, "each frame on one cable"
+            assert not set(wires.found[0]) & set(wires.found[1]), "each frame on one cable"
         assert bond.ours["counters"]["no_slave"] == 0
 
 
@@ -176,7 +185,7 @@ def bulk(world: Crossed, size: int) -> None:
     ):
         listener.bind((THERE, 0))
         listener.listen(1)
-        out.settimeout(20)
+        out.settimeout(world.seconds(20))
         out.connect(listener.getsockname())
         incoming, _ = listener.accept()
         with incoming:
@@ -311,6 +320,7 @@ def test_tcp_goes_on_while_the_slaves_of_balance_tlb_are_pulled_and_released(wor
 
 def test_numbered_frames_survive_pulls_in_balance_tlb(world: Crossed) -> None:
     with world.bond(*TLB, addresses=False) as bond, Wires(world) as wires:
+        kept_before = world.vanished(bond)
         for cable in ("eth2", "eth1"):
             for step in range(60):
                 wires.send(20)
@@ -321,8 +331,10 @@ def test_numbered_frames_survive_pulls_in_balance_tlb(world: Crossed) -> None:
             bond.wait_link(cable, "DOWN")
             world.plug(cable)
             bond.wait_link(cable, "UP")
-        wires.wait()
-        assert len(wires.found[0]) + len(wires.found[1]) == wires.sent, "each frame on one cable"
+        assert wires.wait(lambda: world.vanished(bond) - kept_before) < wires.sent / 8
+        for numbers in wires.found:
+            assert len(numbers) == len(set(numbers)), "no cable has a frame twice"
+        assert not set(wires.found[0]) & set(wires.found[1]), "each frame on one cable"
         assert bond.ours["counters"]["no_slave"] == 0
 
 
@@ -344,7 +356,7 @@ class Stream:
         self._out = world.host.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.bind((THERE, 0))
         self._listener.listen(1)
-        self._out.settimeout(20)
+        self._out.settimeout(world.seconds(20))
         self._out.connect(self._listener.getsockname())
         self._in, _ = self._listener.accept()
         self._in.settimeout(1)

@@ -221,11 +221,12 @@ def load(world: World, seconds: int) -> tuple[subprocess.Popen[str], subprocess.
     return sender, receiver
 
 
-def assert_whole(sent: dict[str, Any], received: dict[str, Any]) -> None:
-    """All that was sent has come, once and in order."""
+def assert_whole(sent: dict[str, Any], received: dict[str, Any], held: int = 0) -> None:
+    """All that was sent has come, once and in order; `held`: but so many frames at most."""
     assert (sent["failed"], received["overflow"]) == (0, 0)
     assert (received["first"], received["last"]) == (0, sent["sent"] - 1)
-    assert (received["lost"], received["duplicated"], received["reordered"]) == (0, 0, 0)
+    assert (received["duplicated"], received["reordered"]) == (0, 0)
+    assert received["lost"] <= held
 
 
 def test_a_slave_deleted_under_load_is_gone_and_nothing_else(world: World) -> None:
@@ -238,8 +239,8 @@ def test_a_slave_deleted_under_load_is_gone_and_nothing_else(world: World) -> No
         assert bond.active in ("eth2", "eth3")
         sent, received = finish(sender), finish(receiver)
         assert_loaded(sent, received, world.rate(5_000))
-        # What was in the deleted device would be gone; veth holds nothing.
-        assert_whole(sent, received)
+        # What was in the deleted device is gone; veth holds nothing.
+        assert_whole(sent, received, world.kind.held(world.rate(5_000)))
         log = [entry["text"] for entry in bond.ask("log")["log"]]
         assert "bond0: (slave eth1): interface deleted; releasing it" in log
         # It comes back by the same name, and is taken anew.
@@ -307,17 +308,19 @@ def test_slaves_added_and_removed_under_load(world: World) -> None:
     before = world.picture()
     with world.bond("eth1", "eth2") as bond:
         world.host.ping(PEER4)
-        sender, receiver = load(world, 6)
+        # Where a driver resets the link of each that comes, a round takes seconds more.
+        sender, receiver = load(world, 6 if world.can("a link at once") else 20)
         rounds = 0
         while sender.poll() is None:
             bond.ask("add", slaves=["eth3"])
+            bond.wait_link("eth3", "UP")
             bond.ask("set", options=[{"slave": None, "option": "active_slave", "value": "eth3"}])
             bond.ask("remove", slaves=["eth3"])
             bond.ask("remove", slaves=["eth2"])
             bond.ask("add", slaves=["eth2"])
             rounds += 1
         sent, received = finish(sender), finish(receiver)
-        assert rounds >= 12, f"{rounds} rounds of four changes in six seconds"
+        assert rounds >= 12, f"{rounds} rounds of five changes"
         assert_loaded(sent, received, world.rate(5_000))
         assert_whole(sent, received)
         assert bond.slaves == ["eth1", "eth2"]

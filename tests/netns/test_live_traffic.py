@@ -24,6 +24,8 @@ from tests.netns.world import (
     Space,
     World,
     blast,
+    kind,
+    let_in,
     unanswered,
     wait_until,
 )
@@ -59,19 +61,19 @@ def content(size: int, seed: int = 1) -> bytes:
 
 def tcp(sender: Space, receiver: Space, address: str, size: int = TCP_BYTES) -> None:
     """Send so many bytes to an address of the receiver, and compare what arrives."""
-    data, arrived = content(size), hashlib.sha256()
+    data, arrived, seconds = content(size), hashlib.sha256(), 20 * kind().patience
     listener = receiver.socket(family(address), socket.SOCK_STREAM)
     with listener, sender.socket(family(address), socket.SOCK_STREAM) as out:
         listener.bind((address, 0))
         listener.listen(1)
-        listener.settimeout(20)
+        listener.settimeout(seconds)
         failures: list[Exception] = []
 
         def receive() -> None:
             try:
                 incoming, _ = listener.accept()
                 with incoming:
-                    incoming.settimeout(20)
+                    incoming.settimeout(seconds)
                     while piece := incoming.recv(1 << 20):
                         arrived.update(piece)
             except OSError as error:
@@ -80,7 +82,7 @@ def tcp(sender: Space, receiver: Space, address: str, size: int = TCP_BYTES) -> 
         thread = threading.Thread(target=receive)
         thread.start()
         try:
-            out.settimeout(20)
+            out.settimeout(seconds)
             out.connect((address, listener.getsockname()[1]))
             out.sendall(data)
             out.shutdown(socket.SHUT_WR)
@@ -100,7 +102,7 @@ def udp_echo(sender: Space, receiver: Space, address: str, sizes: list[int], seg
         sender.socket(family(address), socket.SOCK_DGRAM) as near,
     ):
         for sock in (far, near):
-            sock.settimeout(5)
+            sock.settimeout(5 * kind().patience)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         far.bind((address, 0))
         near.connect(far.getsockname())
@@ -155,6 +157,7 @@ def test_segmented_udp_passes_in_both_directions(world: World, bond: Bond) -> No
             udp_echo(sender, receiver, address, [1200 * 40, 1200 * 40 - 7, 1200 * 3], segment=1200)
 
 
+@pytest.mark.needs("segmentation")
 @pytest.mark.parametrize("where", [("eth1",), ("eth2",), ("eth1", "eth2")], ids="+".join)
 @pytest.mark.parametrize("feature", ["tso", "tx", "gso", "sg", "tx-udp-segmentation"])
 def test_what_a_slave_cannot_offload_is_not_offered_and_tcp_runs_all_the_same(
@@ -199,6 +202,7 @@ def features(space: Space, name: str) -> dict[str, str]:
     return {key: value.split()[0] for key, _, value in pairs}
 
 
+@pytest.mark.needs("TSO")
 def test_offloads_switched_off_while_the_bond_runs_are_followed(world: World, bond: Bond) -> None:
     try:
         world.host.run("ethtool", "-K", "eth1", "tso", "off")
@@ -427,7 +431,8 @@ def test_link_local_protocols_reach_sockets_on_a_slave_and_leave_from_it(world: 
                 Sniffer(world.host, "bond0") as above,
             ):
                 agent.bind((nic, 0x88CC))
-                agent.settimeout(3)
+                agent.settimeout(world.seconds(3))
+                let_in(agent, world.host, nic, dst)
                 space.send(port, frame)
                 assert agent.recv(100)[:46] == bytes([last]) * 46
                 if nic != bond.active:
@@ -435,10 +440,12 @@ def test_link_local_protocols_reach_sockets_on_a_slave_and_leave_from_it(world: 
                 world.host.send(nic, frame)
                 wire.collect(lambda seen, frame=frame: seen.frame == frame)
     # One beyond the reserved range is the bond's.
-    beyond = bytes.fromhex("0180c2000010") + bytes.fromhex("020000000001") + b"\x88\xcc" + b"z" * 46
+    dst = bytes.fromhex("0180c2000010")
+    beyond = dst + bytes.fromhex("020000000001") + b"\x88\xcc" + b"z" * 46
     with world.host.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as agent, Sniffer(world.host, "bond0") as above:
         agent.bind(("eth1", 0x88CC))
         agent.settimeout(0.3)
+        let_in(agent, world.host, "eth1", dst)
         world.switch.send("sw1", beyond)
         above.collect(lambda seen: seen.frame == beyond)
         with pytest.raises(TimeoutError):

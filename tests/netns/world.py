@@ -361,6 +361,10 @@ class Kind:
         """Frames that the bond has handed to its slaves and that have come out nowhere: veth holds none."""
         return 0
 
+    def held(self, rate: int) -> int:
+        """How many frames a NIC may hold that is taken out under such a load."""
+        return 0
+
     def pid(self, world: World, pid: int) -> int:
         """The number that a process of the host has for us."""
         return pid
