@@ -26,6 +26,9 @@ BOND = "bond0"
 _STEAL = "1,6 0 0 4,"
 #: Seconds that another's program may take until its interface is there.
 _PATIENCE = 20.0
+#: Starts whoever would stay in our session: ubond and Open vSwitch leave it by themselves. Where sessions share the
+#: processors among them (autogroup), who is in that of the load shares the load's part.
+_OWN_SESSION = "setsid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def _bare_gro(lab: Lab) -> Iterator[str]:
 @contextlib.contextmanager
 def _forwarder(lab: Lab) -> Iterator[str]:
     with _closed(lab, NICS[0]):
-        process = lab.start("host", str(BIN / "forwarder"), "fwd0", NICS[0])
+        process = lab.start("host", _OWN_SESSION, str(BIN / "forwarder"), "fwd0", NICS[0])
         try:
             if process.stdout is None or "ready" not in process.stdout.readline():
                 raise GuardError("the forwarder did not start")
@@ -167,7 +170,8 @@ def _dpdk(lab: Lab) -> Iterator[str]:
     prefix = f"--file-prefix={lab.plan.name}"
     memory = ("--no-huge", "-m", "512", "--no-pci", "--no-telemetry", prefix)
     forward = ("--forward-mode=io", "--portlist=2,3", "--total-num-mbufs=32768", "--auto-start")
-    command = lab.command("host", "dpdk-testpmd", "-l", "0,1", *memory, *devices, "--", *forward)
+    testpmd = (_OWN_SESSION, "dpdk-testpmd", "-l", "0,1", *memory, *devices, "--", *forward)
+    command = lab.command("host", *testpmd)
     mac = (lab.exec("host", "cat", f"/sys/class/net/{NICS[0]}/address")).stdout.strip()
     with peer_segments(lab, sums=True), _closed(lab, *NICS):
         # It ends when somebody presses return, and when there is nobody.
@@ -219,7 +223,7 @@ def _team(lab: Lab) -> Iterator[str]:
     runner = '"runner": {"name": "activebackup"}, "link_watch": {"name": "ethtool"}'
     config = f'{{"device": "team0", {runner}, "ports": {{{ports}}}}}'
     with _free_nics(lab):
-        process = lab.start("host", "teamd", "-t", "team0", "-c", config)
+        process = lab.start("host", _OWN_SESSION, "teamd", "-t", "team0", "-c", config)
         try:
             wait_until(lambda: process.poll() is not None or _exists(lab, "team0"), _PATIENCE, "teamd's interface")
             if process.poll() is not None:
