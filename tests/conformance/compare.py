@@ -175,6 +175,11 @@ KNOWN: dict[str, Rule] = {
              or (found.what == "proc"
                  and all(line.startswith("Link Failure Count: ") for line in [*found.driver, *found.ubond])))
     ),
+    "a delay that is over before the driver has done enslaving": lambda scenario, step, found: (
+        step[:1] == ["enslave"] and found.what == "lines"
+        and any(line.endswith(" ms earlier") for line in found.driver)
+        and any("link status definitely up" in line for line in found.ubond)
+    ),
     "a prio of what is no slave": lambda scenario, step, found: (
         step[:1] + step[2:3] == ["slave_set", "prio"]
         and ((found.what, found.driver, found.ubond) == ("result", "ENOTSUP", "EINVAL")

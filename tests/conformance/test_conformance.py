@@ -195,6 +195,10 @@ EXAMPLES: dict[str, tuple[str, Step, Difference]] = {
     "a moment's silence under the ARP monitor":
         ("balance-xor", ["up"], Difference("lines", ["(slave s2): interface is now up"],
                                            ["(slave s0): link status definitely up", "active interface up!"])),
+    "a delay that is over before the driver has done enslaving":
+        ("active-backup", ["enslave", "s1"],
+         Difference("lines", ["(slave s1): making interface the new active one 150 ms earlier"],
+                    ["(slave s1): link status definitely up, 10000 Mbps full duplex"])),
     "a prio of what is no slave":
         ("active-backup", ["slave_set", "s1", "prio", "-5"], Difference("result", "ENOTSUP", "EINVAL")),
     "a name that no interface has":
