@@ -4,9 +4,10 @@
 
 The two slaves take turns, so that every second pair moves the traffic.  Meanwhile clients come and go,
 so that the descriptors which a slave's sockets had are at once somebody else's.  Nothing may ever be
-sent on a third interface, and memory, descriptors and threads stay flat.  One JSON line every ten
-seconds, at the end one of verdict; exit code 1 if something did not hold: also when less than --least of
-the pace or of the load was reached, for then it has shown less than it says.
+sent on a third interface, what does not arrive has a name in the books (`ledger.py`), and memory,
+descriptors and threads stay flat.  One JSON line every ten seconds, at the end one of verdict; exit code 1
+if something did not hold: also when less than --least of the pace or of the load was reached, for then it
+has shown less than it says.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.netns.world import HOST4, PEER4, Seen, Sniffer, World, blast, finish, inside  # noqa: E402
-from tests.soak.soak import GROWTH_KIB, HELPERS, Flood, resources  # noqa: E402
+from tests.soak.ledger import Growth, nameless  # noqa: E402
+from tests.soak.soak import GROWTH_KIB, HELPERS, Flood, read_books, resources  # noqa: E402
 from ubond import paths  # noqa: E402
 from ubond.client import Client  # noqa: E402
 
@@ -91,6 +93,12 @@ def silent(world: World, nic: str) -> Iterator[Sniffer]:
         yield sniffer
 
 
+def passed_over(world: World, nic: str) -> int:
+    """What IPv6 has dropped because it is switched off on a NIC: in no datagram's way."""
+    lines = world.host.run("cat", f"/proc/net/dev_snmp6/{nic}").stdout.splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Ip6InDiscards"))
+
+
 def told(frames: list[Seen]) -> str:
     """Some frames for a reader, the first bytes of each."""
     return f"{len(frames)}: " + ", ".join(seen.frame[:48].hex() for seen in frames[:3])
@@ -109,6 +117,7 @@ def churn(
             third.take()
             strange: list[Seen] = []
             first: dict[str, int] | None = None
+            before, aside = read_books(world, bond), passed_over(world, THIRD)
             loads = Loads(world, load)
             try:
                 with Flood(path, 1) as flood, Client(str(path), timeout=20) as client:
@@ -128,6 +137,7 @@ def churn(
                 sent, got = loads.end()
             finally:
                 loads.kill()
+            growth, aside = Growth(before, read_books(world, bond), SLAVES), passed_over(world, THIRD) - aside
             last = resources(pid)
             first = first or last
             strange += third.take()
@@ -143,6 +153,13 @@ def churn(
                 faults.append(f"grew from {first} to {last}")
             if last["threads"] > 3 + HELPERS:
                 faults.append(f"{last['threads']} threads")
+            faults += growth.mistakes(exact_in=False)   # while a slave is out its frames are nobody's
+            named = growth.named_out(), growth.named_in()
+            for way, stack, one, other, lost in zip(
+                ("out", "in"), ("host_stack", "bond"), sent, got, named, strict=True
+            ):
+                lost[stack] = lost.get(stack, 0) - aside
+                faults += nameless(way, one["sent"] - other["unique"], lost)
             faults += [f"{way}: none of {one['sent']} frames came" for way, one, other in
                        zip(("out", "in"), sent, got, strict=True) if not other["unique"]]  # fmt: skip
             reached = {"changes": changes / took / rate, **{
@@ -153,7 +170,8 @@ def churn(
             "verdict": "broken" if faults else "sound", "faults": faults, "seconds": round(took, 1), "changes": changes,
             "changes_a_second": round(changes / took, 1), "asked_for": rate, "clients": flood.asked,
             "offered": [one["sent"] for one in sent], "delivered": [one["unique"] for one in got],
-            "rate": [round(one["pps"]) for one in sent], "third": len(strange), "first": first, "last": last,
+            "named": named, "rate": [round(one["pps"]) for one in sent],
+            "third": len(strange), "first": first, "last": last,
         }  # fmt: skip
         say(verdict)
         return verdict

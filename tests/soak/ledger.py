@@ -116,3 +116,8 @@ class Growth:
         if self.unread() < 0 or (exact_in and self.unread()):
             found.append(f"frames that came to the NICs and are in no counter: {self.unread()}")
         return found
+
+
+def nameless(way: str, missing: int, named: Counters) -> list[str]:
+    """What to say when more datagrams never arrived than frames were lost by name on their way."""
+    return [f"{way}: {missing} lost, and only {named} have a name"] if missing > sum(named.values()) else []

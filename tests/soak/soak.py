@@ -37,13 +37,14 @@ from tests.netns.world import (  # noqa: E402
     PEER4,
     PEER6,
     Bond,
+    Space,
     World,
     WorldError,
     assert_as_before,
     inside,
     wait_until,
 )
-from tests.soak.ledger import Books, Growth, books  # noqa: E402
+from tests.soak.ledger import Books, Growth, books, nameless  # noqa: E402
 from tests.soak.traffic import Tally, Traffic  # noqa: E402
 from ubond import paths  # noqa: E402
 from ubond.client import Client, ControlError  # noqa: E402
@@ -136,6 +137,39 @@ class Flood:
 
 def _assignment(option: str, value: str, slave: str = "") -> dict[str, str]:
     return {"option": option, "value": value, **({"slave": slave} if slave else {})}
+
+
+def read_books(world: World, bond: Bond) -> Books:
+    """All counters, when nothing moves any more."""
+    before = None
+    end = time.monotonic() + 10
+    while True:
+        kernel = {
+            (place, link["ifname"]): {f"{way}_{name}": count for way, counts in link["stats64"].items()
+                                      for name, count in counts.items()}
+            for place, space in (("host", world.host), ("switch", world.switch), ("peer", world.peer))
+            for link in json.loads(space.ip("-s", "-j", "link", "show"))
+        }  # fmt: skip
+        stack = {"host": lost_by_stack(world.host), "peer": lost_by_stack(world.peer)}
+        now = books(bond.links(), kernel, stack)
+        if now == before or time.monotonic() > end:
+            return now
+        before = now
+        time.sleep(0.1)
+
+
+def lost_by_stack(space: Space) -> dict[str, int]:
+    """What IP and UDP of a namespace have dropped (proc(5), net/snmp and net/snmp6)."""
+    found: dict[str, int] = {}
+    lines = space.run("cat", "/proc/net/snmp").stdout.splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        layer, *names = names.split()
+        found.update({layer + name: int(value) for name, value in zip(names, values.split()[1:], strict=True)})
+    for line in space.run("cat", "/proc/net/snmp6").stdout.splitlines():
+        name, value = line.split()
+        found[name] = int(value)
+    lost = ("InDiscards", "OutDiscards", "OutNoRoutes", "InErrors", "NoPorts", "InHdrErrors", "InAddrErrors")
+    return {name: count for name, count in found.items() if name.endswith(lost) and "Icmp" not in name}
 
 
 class Soak:
@@ -435,37 +469,7 @@ class Soak:
     # ── counting ──
 
     def books(self) -> Books:
-        """All counters, when nothing moves any more."""
-        before = None
-        end = time.monotonic() + 10
-        while True:
-            kernel = {
-                (place, link["ifname"]): {f"{way}_{name}": count for way, counts in link["stats64"].items()
-                                          for name, count in counts.items()}
-                for place, space in (("host", self.world.host), ("switch", self.world.switch),
-                                     ("peer", self.world.peer))
-                for link in json.loads(space.ip("-s", "-j", "link", "show"))
-            }  # fmt: skip
-            stack = {"host": self._stack(self.world.host), "peer": self._stack(self.world.peer)}
-            now = books(self.bond.links(), kernel, stack)
-            if now == before or time.monotonic() > end:
-                return now
-            before = now
-            time.sleep(0.1)
-
-    @staticmethod
-    def _stack(space: Any) -> dict[str, int]:
-        """What IP and UDP of a namespace have dropped (proc(5), net/snmp and net/snmp6)."""
-        found: dict[str, int] = {}
-        lines = space.run("cat", "/proc/net/snmp").stdout.splitlines()
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
-            layer, *names = names.split()
-            found.update({layer + name: int(value) for name, value in zip(names, values.split()[1:], strict=True)})
-        for line in space.run("cat", "/proc/net/snmp6").stdout.splitlines():
-            name, value = line.split()
-            found[name] = int(value)
-        lost = ("InDiscards", "OutDiscards", "OutNoRoutes", "InErrors", "NoPorts", "InHdrErrors", "InAddrErrors")
-        return {name: count for name, count in found.items() if name.endswith(lost) and "Icmp" not in name}
+        return read_books(self.world, self.bond)
 
     # ── a round ──
 
@@ -506,8 +510,7 @@ class Soak:
         if closed:
             faults += growth.mistakes(exact_in=exact_in)
             for way, tally, lost in (("out", out, named[0]), ("in", into, named[1])):
-                if tally.offered - tally.delivered > sum(lost.values()):
-                    faults.append(f"{way}: {tally.lost} lost, and only {lost} have a name")
+                faults += nameless(way, tally.offered - tally.delivered, lost)
         if self.mode == "active-backup" and (out.twice or into.twice) and not self.membership:
             faults.append(f"came twice: {out.twice} out, {into.twice} in")
         faults += [f"TCP {port}: {sent} bytes sent, {got} received"

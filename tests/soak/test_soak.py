@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.soak import churn, soak
-from tests.soak.ledger import Books, Growth
+from tests.soak.ledger import Books, Growth, nameless
 
 pytestmark = pytest.mark.netns
 
@@ -55,3 +55,9 @@ SOUND = {"tx_frames": 9, "tx_congested": 1, "rx_frames": 8, "rx_overrun": 1}
 def test_books_that_do_not_balance_are_noticed(what: dict[str, int], mistakes: int) -> None:
     after = Books({"tap_frames": 10}, {**SOUND, **what}, KERNEL, {"host": {}, "peer": {}})
     assert len(Growth(BEFORE, after, ("eth1",)).mistakes(exact_in=True)) == mistakes
+
+
+def test_more_lost_than_has_a_name_is_noticed() -> None:
+    named = {"rx_ignored": 2, "rx_left": 1}
+    assert not nameless("in", 3, named)
+    assert len(nameless("in", 4, named)) == 1
