@@ -44,8 +44,19 @@ def machine(run: Result) -> list[str]:
     ]
 
 
+def instead(one: Result, asked: dict[str, list[Result]]) -> list[str]:
+    """What the bare slave and the yardstick reach of a target, against the same opponent in the same run."""
+    opponent = one.get("against", "")
+    medians = {each["contender"]: each["median"] for each in asked.get(one["bench"].removesuffix(f".vs.{opponent}"), ())}
+    if opponent not in medians:
+        return ["", ""]
+    return [number(medians[name] / medians[opponent]) if name in medians and name != opponent else ""
+            for name in ("bare", "forwarder")]  # fmt: skip
+
+
 def targets(results: list[Result]) -> list[str]:
-    lines = ["| target | aim | measured | rounds | |", "|---|---|---|---|---|"]
+    asked = questions(results)
+    lines = ["| target | aim | measured | rounds | | bare slave | yardstick |", "|---|---|---|---|---|---|---|"]
     for one in results:
         if "target" in one:
             least = one.get("at_least")
@@ -54,7 +65,8 @@ def targets(results: list[Result]) -> list[str]:
             figure = number(one["ratio"]) if "ratio" in one else f"{number(one['median'])} {one['unit']}"
             low, high = one.get("round_ratios", (one["least"], one["most"]))
             met = "met" if one["ok"] else "**missed**"
-            lines.append(f"| {one['target']} | {aim} | {figure} | {number(low)} to {number(high)} | {met} |")
+            others = " | ".join(instead(one, asked))
+            lines.append(f"| {one['target']} | {aim} | {figure} | {number(low)} to {number(high)} | {met} | {others} |")
     return [*lines, ""]
 
 

@@ -30,6 +30,7 @@ def bench(bed: Bed) -> None:
         for other in ("ovs", "dpdk"):
             emit_target(f"{text} {CONTENDERS[other].title}", *compare, other, at_least=8)
     slower = {name: list(map(min, found["out"][name], found["in"][name])) for name in found["out"]}
+    emit_contenders("tcp.slower", "Mbit/s", slower)
     text = f"TCP, the slower direction of each, against {CONTENDERS['ovs-tso'].title}"
     emit_target(text, "tcp.slower", "Mbit/s", slower, "ovs-tso", at_least=1.3)
     for way in WAYS:
