@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+_RENAMING = "the guest's kernel may be one before 6.2, and that renames no interface that is up (Debian 12 has 6.1)"
+
 #: Kind of world -> what it lacks -> why.
 LACKS: dict[str, dict[str, str]] = {
     "netns": {},
@@ -24,12 +26,15 @@ LACKS: dict[str, dict[str, str]] = {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "virtio-net on one of QEMU's hubs segments nothing (TCP over such slaves is in test_guest.py)",
         "TSO": "virtio-net on one of QEMU's hubs segments nothing",
+        "tags unasked": "QEMU's virtio-net drops 802.1Q tags of VLANs that nobody has asked it for",
         "indexes": "an emulated NIC's index is the kernel's choice",
+        "renaming": _RENAMING,
     },
     "e1000": {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
         "segmentation": "e1000 segments TCP over IPv4 and nothing else (TCP over such slaves is in test_guest.py)",
         "indexes": "an emulated NIC's index is the kernel's choice",
+        "renaming": _RENAMING,
         "a link at once": "e1000's link comes two seconds after the NIC is up, and goes for as long with another MTU",
         "tag priorities": "of a tag that its NIC has taken out e1000's driver keeps the VLAN's number alone",
     },

@@ -239,6 +239,7 @@ def test_a_slave_that_vanishes_takes_its_gate_along(world: World, kind: str) -> 
     assert_as_before(before, lambda: {name: world.picture()[name] for name in before})
 
 
+@pytest.mark.needs("renaming")
 def test_a_renamed_slave_stays_closed(world: World, kind: str) -> None:
     before = world.picture()
     with world.bond("--gate", kind) as bond:

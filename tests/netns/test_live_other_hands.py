@@ -277,6 +277,7 @@ def test_a_slave_moved_away_and_back_under_load_is_enslaved_again_and_given_back
     assert_as_before(before, lambda: lasting(world))
 
 
+@pytest.mark.needs("renaming")
 def test_a_slave_renamed_under_load_stays_and_another_of_its_old_name_is_left_alone(world: World) -> None:
     with world.bond() as bond:
         pid = bond.pid
@@ -298,6 +299,7 @@ def test_a_slave_renamed_under_load_stays_and_another_of_its_old_name_is_left_al
         assert bond.ours["repairs"] == {}
 
 
+@pytest.mark.needs("renaming")
 def test_a_slave_renamed_faster_than_it_is_noticed_keeps_its_link(world: World) -> None:
     """The carrier is asked for every millisecond, by whichever name the slave has just now."""
     with world.bond("--miimon", "1") as bond:
@@ -355,6 +357,7 @@ def test_the_bond_deleted_or_moved_under_load_ends_cleanly(world: World, how: st
     assert_as_before(before, world.picture)
 
 
+@pytest.mark.needs("renaming")
 def test_a_renamed_bond_is_followed_with_all_of_its_files(world: World) -> None:
     before = world.picture()
     with inside(world.host.name):
@@ -383,6 +386,7 @@ def test_a_renamed_bond_is_followed_with_all_of_its_files(world: World) -> None:
     assert_as_before(before, world.picture)
 
 
+@pytest.mark.needs("renaming")
 def test_a_renamed_bonds_daemon_that_is_killed_leaves_what_recovery_needs(world: World) -> None:
     before = world.picture()
     world.ubond("up", "bond0", *world.nics)

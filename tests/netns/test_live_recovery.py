@@ -263,6 +263,7 @@ def test_a_slave_moved_to_another_namespace_is_released(world: World) -> None:
     assert elsewhere.links() == ["lo", "eth2"]
 
 
+@pytest.mark.needs("renaming")
 def test_a_renamed_slave_stays_a_slave_and_gets_everything_back(world: World) -> None:
     own = world.host.mac("eth2")
     with world.bond("eth1", "eth2", "--primary", "uplink2") as bond:

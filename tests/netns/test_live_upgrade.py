@@ -337,6 +337,7 @@ def test_monitor_clients_end_and_waiting_ones_are_served_by_the_next(world: Worl
         assert world.ubond("list").stdout == "bond0\n"
 
 
+@pytest.mark.needs("renaming")
 def test_files_follow_the_name_after_an_upgrade(world: World) -> None:
     before = world.picture()
     with world.bond("eth1", "eth2") as bond:
