@@ -72,7 +72,7 @@ def targets(results: list[Result]) -> list[str]:
 
 def failures(results: list[Result]) -> list[str]:
     lines = [f"* {one['bench']}: {title(one.get('contender', 'the bench'))} failed: {one['failed']}"
-             for one in results if "failed" in one]  # fmt: skip
+             for one in results if one.get("failed")]  # fmt: skip
     return ["Not measured in this run:", "", *lines, ""] if lines else []
 
 

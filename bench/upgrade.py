@@ -56,7 +56,7 @@ def bench(bed: Bed) -> None:
     for (way, *_), one, other in zip(ways, sent, got, strict=True):
         lost = one["sent"] - other["unique"]
         emit(f"upgrade.{way}.lost", "frames", [lost], ok=lost == 0, sent=one["sent"], runs=other["lost_runs"],
-             failed=one["failed"], devices=more, **common)  # fmt: skip
+             unsent=one["failed"], devices=more, **common)  # fmt: skip
         for what in ("duplicated", "reordered"):
             emit(f"upgrade.{way}.{what}", "frames", [other[what]], ok=other[what] == 0, **common)
     emit("upgrade.touched", "", [int(not untouched)], ok=untouched, **common)
