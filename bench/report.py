@@ -19,6 +19,8 @@ from _contenders import CONTENDERS
 matplotlib.use("svg")
 from matplotlib import pyplot  # the backend first
 
+matplotlib.rcParams["svg.hashsalt"] = "ubond"   # or the same figures make another file each time
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 FOLDER = ROOT / "docs" / "performance"
@@ -47,7 +49,8 @@ def machine(run: Result) -> list[str]:
 def instead(one: Result, asked: dict[str, list[Result]]) -> list[str]:
     """What the bare slave and the yardstick reach of a target, against the same opponent in the same run."""
     opponent = one.get("against", "")
-    medians = {each["contender"]: each["median"] for each in asked.get(one["bench"].removesuffix(f".vs.{opponent}"), ())}
+    question = one["bench"].removesuffix(f".vs.{opponent}")
+    medians = {each["contender"]: each["median"] for each in asked.get(question, ())}
     if opponent not in medians:
         return ["", ""]
     return [number(medians[name] / medians[opponent]) if name in medians and name != opponent else ""
