@@ -91,7 +91,7 @@ class Doors:
         self.netlink = SimpleNamespace(subscribe=lambda listener: lambda: None, link=lambda index: None,
                                        uppers=lambda index: ())  # fmt: skip
         self.datapath = SimpleNamespace(news_fd=self.reader, set_interval=lambda ns, by_mii: None,
-                                        set_busy_poll=self.busy_poll.append, sees_groups=True)  # fmt: skip
+                                        set_busy_poll=self.busy_poll.append, sees_unannounced=True)  # fmt: skip
 
     def perform_now(self, action: Action) -> None:
         if action == self.refuse:
@@ -205,9 +205,9 @@ def test_looks_around_end_while_nothing_happens_or_waits_for_them_and_come_soon_
         service._look_around()
         assert service._pause == 10
         for waits, rests in ((("listens", True), ("listens", False)), (("awaited", ("eth1",)), ("awaited", ())),
-                             (("sees_groups", False), ("sees_groups", True)),
+                             (("sees_unannounced", False), ("sees_unannounced", True)),
                              (("gates", {"eth1": "nft"}), ("gates", {"eth1": "clsact"}))):  # fmt: skip
-            who = {"sees_groups": doors.datapath, "gates": doors}.get(waits[0], study)
+            who = {"sees_unannounced": doors.datapath, "gates": doors}.get(waits[0], study)
             setattr(who, *waits)
             service._look_around()
             assert service._pause == 5, waits

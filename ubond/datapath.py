@@ -334,7 +334,7 @@ class Datapath:
         return 0 < self._interval <= _SELDOM
 
     @property
-    def sees_groups(self) -> bool:
+    def sees_unannounced(self) -> bool:
         """Whether the watch tells of groups that nobody reports, and of features, within five seconds and a poll."""
         return self.polls and self._reads_groups
 

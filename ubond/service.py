@@ -451,7 +451,7 @@ class Service:
     def _pause_now(self) -> float | None:
         """Seconds to the next look around; None: while nothing happens and nothing waits for it there need be none."""
         then, self._events_then = self._events_then, self._events
-        waited_for = self.bond.listens or self.bond.snapshot().awaited or not self.doors.datapath.sees_groups
+        waited_for = self.bond.listens or self.bond.snapshot().awaited or not self.doors.datapath.sees_unannounced
         silent = any(gate != "clsact" for gate in self.doors.gates.values())  # nobody tells that such a gate is gone
         if waited_for or silent or then != self._events:
             return LOOK_EVERY

@@ -49,9 +49,9 @@ def test_another_text_of_the_list_of_groups_is_told(tmp_path):
     with open(tmp_path / "dev_mcast", "w+b", buffering=0) as groups:
         groups.write(b"1 lo 1 0 01005e000001\n" * 1000)
         datapath = Datapath([], -1, 1, groups.fileno())
-        assert not datapath.sees_groups
+        assert not datapath.sees_unannounced
         datapath.set_interval(5 * MS)
-        assert datapath.sees_groups
+        assert datapath.sees_unannounced
         datapath.start()
         try:
             assert [type(one) for one in news_within(datapath, 2)] == [GroupsReported]
