@@ -274,7 +274,7 @@ def test_ping_every_10_ms_loses_nothing_while_downdelay_runs(world: World) -> No
         wait_until(lambda: world.host.counters("eth1")["tx"]["packets"] > 30, what="ping runs")
         world.pull("eth1")
         bond.wait_active("eth2", seconds=6)
-        out, _ = ping.communicate(timeout=20)
+        out, _ = ping.communicate(timeout=world.seconds(20))
         kept = world.vanished(bond) - kept_before
         assert unanswered(out, 250) <= kept, out
         assert "DUP!" not in out

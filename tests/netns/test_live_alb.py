@@ -60,12 +60,12 @@ class Talk:
         with world.host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind((HOST4, 0))
             listener.listen(1)
-            listener.settimeout(20)
+            listener.settimeout(world.seconds(20))
             self._far = client.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self._far.settimeout(20)
+            self._far.settimeout(world.seconds(20))
             self._far.connect(listener.getsockname())
             self._near, _ = listener.accept()
-        self._near.settimeout(20)
+        self._near.settimeout(world.seconds(20))
         self.rounds, self.broken, self._ending = 0, "", False
         self._thread = threading.Thread(target=self._go_on)
         self._thread.start()
@@ -95,7 +95,7 @@ class Talk:
 
     def close(self) -> None:
         self._ending = True
-        self._thread.join(25)
+        self._thread.join()
         for each in (self._far, self._near):
             each.close()
 

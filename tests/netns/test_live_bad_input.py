@@ -230,7 +230,7 @@ def test_up_beside_up_makes_one_bond(world: World) -> None:
     """Started at the same time, one wins and the other says why not."""
     before = world.picture()
     both = [world.start_ubond("up", "bond7", "eth1", "eth2") for _ in range(2)]
-    ended = [(process.communicate(timeout=20), process.returncode) for process in both]
+    ended = [(process.communicate(timeout=world.seconds(20)), process.returncode) for process in both]
     try:
         assert sorted(code for _, code in ended) == [0, FAILED]
         ((_, err),) = [streams for streams, code in ended if code]

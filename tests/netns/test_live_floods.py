@@ -104,10 +104,11 @@ def test_the_bond_serves_the_rest_beside_a_flood(world: World, bond: Bond, kind:
     space, port = world.far_end("eth1")
     if kind == "oversized":     # as long as the slave's MTU lets in, eight bytes more than the bond's
         space.ip("link", "set", port, "mtu", "1508")
-    flood = space.start(blast(), "raw", "--interface", port, "--count", str(FRAMES), "--seconds", "60", *how)
+    flood = space.start(blast(), "raw", "--interface", port, "--count", str(FRAMES),
+                        "--seconds", f"{world.seconds(60):g}", *how)  # fmt: skip
     try:
         answered = sum(world.host.reaches(PEER4) for _ in range(5))
-        out, err = flood.communicate(timeout=70)
+        out, err = flood.communicate(timeout=world.seconds(70))
     finally:
         flood.kill()
     said = json.loads(out)

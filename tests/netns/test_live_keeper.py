@@ -74,10 +74,10 @@ class Connection:
             listening.bind((PEER4, 0))
             listening.listen()
             self._ours = world.host.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self._ours.settimeout(10)
+            self._ours.settimeout(world.seconds(10))
             self._ours.connect(listening.getsockname())
             self._theirs, _ = listening.accept()
-            self._theirs.settimeout(10)
+            self._theirs.settimeout(world.seconds(10))
         self.silence = 0.0
         """The longest time between two answers so far, seconds."""
         self._over = threading.Event()
@@ -247,7 +247,7 @@ def test_one_that_keeps_dying_is_given_up_and_all_is_given_back(world: World) ->
         for _ in range(4):
             die(bond)
         os.kill(bond.pid, signal.SIGKILL)
-        _, said = keeper.process.communicate(timeout=20)
+        _, said = keeper.process.communicate(timeout=world.seconds(20))
         assert keeper.process.returncode == 1
         assert "for the 5th time within" in said
         assert "giving it up" in said

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import HOST4, PEER4, ROOT, Bond, Space, World, assert_as_before, wait_until
+from tests.netns.world import HOST4, PEER4, ROOT, Bond, Space, World, assert_as_before, kind, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -81,7 +81,7 @@ class Doomed:
 
     def wait_all(self) -> str:
         """Wait until every process of it has ended; what they said on standard error."""
-        return self._process.communicate(timeout=120)[1]
+        return self._process.communicate(timeout=120 * kind().patience)[1]
 
 
 @pytest.fixture(scope="module")

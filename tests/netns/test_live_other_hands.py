@@ -344,7 +344,7 @@ def test_the_bond_deleted_or_moved_under_load_ends_cleanly(world: World, how: st
     pid = Bond(world, "bond0").pid
     world.host.ping(PEER4)
     sender = world.host.start(blast(), "udp-send", "--to", PEER4, "--rate", str(world.rate(20_000)),
-                              "--seconds", "100")
+                              "--seconds", f"{world.seconds(100):g}")
     wait_until(lambda: world.host.counters("bond0")["tx"]["packets"] > world.rate(500), what="load")
     if how == "deleted":
         world.host.ip("link", "del", "bond0")
@@ -460,7 +460,8 @@ def test_other_managers_are_told_and_nothing_of_it_stays(world: World, tmp_path:
 def batch(world: World, *lines: str) -> None:
     """Many `ip` commands in one process."""
     command = ["ip", "-n", world.host.name, "-force", "-batch", "-"]
-    subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True,
+                   timeout=world.seconds(120))
 
 
 def test_everything_is_found_again_after_messages_were_lost(world: World) -> None:

@@ -131,7 +131,7 @@ def test_kill_while_slaves_come_and_go_is_recovered_from(world: World) -> None:
         subprocess.run(["sleep", str(0.07 + delay)], check=True)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        changing.communicate(timeout=15)
+        changing.communicate(timeout=world.seconds(15))
         wait_until(lambda: "bond0" not in world.host.links(), what="the TAP is gone")
         world.ubond("down", "bond0")
         assert_as_before(before, world.picture)

@@ -89,7 +89,7 @@ class Manager:
     def end(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=self._world.seconds(20))
         return self.process.returncode
 
     def close(self) -> None:

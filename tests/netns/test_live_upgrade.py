@@ -79,10 +79,10 @@ class Flow:
             listener.bind((PEER4, 0))
             listener.listen(1)
             self.near = world.host.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self.near.settimeout(10)
+            self.near.settimeout(world.seconds(10))
             self.near.connect(listener.getsockname())
             self._far, _ = listener.accept()
-        self._far.settimeout(10)
+        self._far.settimeout(world.seconds(10))
 
     def __enter__(self) -> Flow:
         return self
@@ -107,16 +107,17 @@ class Flow:
 
 
 class Load:
-    """Numbered datagrams at RATE each way, for as long as the block lasts."""
+    """Numbered datagrams at RATE (of veth) each way, for as long as the block lasts."""
 
     def __init__(self, world: World) -> None:
-        self._world, self._program = world, blast()
+        self._world, self._program, self._rate = world, blast(), world.rate(RATE)
 
     def __enter__(self) -> Load:
         world = self._world
-        self._receivers = [start_receiver(space) for space in (world.peer, world.host)]
+        self._receivers = [start_receiver(space, 100) for space in (world.peer, world.host)]
         self._senders = [
-            space.start(self._program, "udp-send", "--to", to, "--rate", str(RATE), "--seconds", "100")
+            space.start(self._program, "udp-send", "--to", to, "--rate", str(self._rate), "--seconds",
+                        f"{world.seconds(100):g}")
             for space, to in ((world.host, PEER4), (world.peer, HOST4))
         ]
         self.wait_carried()
@@ -130,7 +131,7 @@ class Load:
             return found["tx"]["packets"], found["rx"]["packets"]
 
         before = seen()
-        wait_until(lambda: all(now > then + RATE // 10 for now, then in zip(seen(), before, strict=True)),
+        wait_until(lambda: all(now > then + self._rate // 10 for now, then in zip(seen(), before, strict=True)),
                    what="load each way")  # fmt: skip
         assert all(sender.poll() is None for sender in self._senders)
 
@@ -148,7 +149,7 @@ class Load:
     def assert_whole(self) -> None:
         """Every datagram has arrived, once and in order, and there were as many as there should be."""
         for sent, got in zip(self.sent, self.got, strict=True):
-            assert_loaded(sent, got, RATE)
+            assert_loaded(sent, got, self._rate)
             assert sent["failed"] == 0
             assert (got["first"], got["last"]) == (0, sent["sent"] - 1)
             assert (got["lost"], got["duplicated"], got["reordered"]) == (0, 0, 0), got
@@ -332,7 +333,7 @@ def test_monitor_clients_end_and_waiting_ones_are_served_by_the_next(world: Worl
         stat = os.stat(path)
         upgrade(bond)
         assert os.stat(path).st_ino == stat.st_ino
-        _, err = monitor.communicate(timeout=10)
+        _, err = monitor.communicate(timeout=world.seconds(10))
         assert (monitor.returncode, err) == (0, "")
         assert world.ubond("list").stdout == "bond0\n"
 
@@ -584,7 +585,7 @@ def test_a_bond_that_does_not_run_or_runs_in_the_foreground_is_not_upgraded(worl
         assert bond.pid == pid
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=world.seconds(20))
 
 
 @pytest.mark.needs("other users")

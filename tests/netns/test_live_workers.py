@@ -26,6 +26,7 @@ from tests.netns.world import (
     assert_loaded,
     blast,
     finish,
+    kind,
     wait_until,
 )
 
@@ -60,7 +61,7 @@ def flows_in_order(sender: Space, receiver: Space, address: str, sizes: list[int
             far = stack.enter_context(receiver.socket(socket.AF_INET, socket.SOCK_DGRAM))
             near = stack.enter_context(sender.socket(socket.AF_INET, socket.SOCK_DGRAM))
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            far.settimeout(5)
+            far.settimeout(5 * kind().patience)
             far.bind((address, 0))
             near.connect(far.getsockname())
             pairs.append((near, far))
@@ -161,7 +162,8 @@ class Load:
     def _begin_flow(self, way: str, port: int) -> None:
         ends = (self._world.host, self._world.peer, PEER4), (self._world.peer, self._world.host, HOST4)
         near, far, address = ends[way == "in"]
-        receiver = far.start(blast(), "udp-recv", "--port", str(port), "--seconds", "90", "--idle-ms", "3000")
+        receiver = far.start(blast(), "udp-recv", "--port", str(port), "--seconds",
+                             f"{self._world.seconds(90):g}", "--idle-ms", "3000")
         far.wait_udp(port)
         sender = near.start(blast(), "udp-send", "--to", address, "--port", str(port), "--rate", str(self._rate),
                             "--seconds", f"{self._world.seconds(60):g}")  # fmt: skip
