@@ -3,7 +3,7 @@
  * count, one JSON object on stdout when it ends (SIGTERM and SIGINT end it early, with its report).
  *
  *     blast raw --interface IF [--dst MAC] [--src MAC] [--head HEX] [--size N] [--rate R] [--count N] [--seconds S]
- *               [--flows N]
+ *               [--flows N] [--late-ms N]
  *     blast udp-send --to IP [--port P] [--size N] [--rate R] [--count N] [--seconds S]
  *     blast udp-flood --to IP [--port P] [--size N] [--segments N] [--seconds S]
  *     blast sink [--port P] [--seconds S]
@@ -18,7 +18,7 @@
  *
  * `raw` sends with sendmmsg on a packet socket that bypasses the queueing discipline; --head is what follows
  * the MACs, the EtherType first.  With --flows they are UDP datagrams of so many source ports in turn (at
- * most 64).  `udp-send`
+ * most 64).  What is sent at a rate catches up what it missed in the last 20 milliseconds, or --late-ms.  `udp-send`
  * numbers and times its datagrams, `udp-recv` says which were lost, came twice or out of order
  * and when nothing came.  `udp-flood` sends as many as go; with --segments N, N of them are handed to the kernel in one
  * piece (UDP_SEGMENT), to be cut where it must be.  A `sink` has the port and reads nothing.  `awake` keeps every
@@ -64,8 +64,9 @@ static const uint64_t SECOND = 1000000000, MS = 1000000;
 static struct {
     const char *to, *interface, *dst, *src, *head, *port;
     uint64_t count, size, idle_ms, interval_us, flows, segments;
-    double seconds, rate, gap_ms, mbit;
-} arg = { .head = "88b5" /* IEEE 802 local experimental */, .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .interval_us = 0 };
+    double seconds, rate, gap_ms, late_ms, mbit;
+} arg = { .head = "88b5" /* IEEE 802 local experimental */, .port = "5001", .size = 60, .seconds = 10, .gap_ms = 10, .late_ms = 20,
+          .interval_us = 0 };
 
 static volatile sig_atomic_t stop;
 
@@ -134,7 +135,7 @@ static int inet_socket(int type, bool passive)
     return fd;
 }
 
-/* How many should have been sent by now, at most `room`; a sender that falls 20 ms behind is not
+/* How many should have been sent by now, at most `room`; a sender that falls further behind than --late-ms is not
  * let catch up in one burst: it has missed its rate, and its report says so. */
 static uint64_t due(uint64_t *start, uint64_t sent, double rate, uint64_t room)
 {
@@ -144,7 +145,7 @@ static uint64_t due(uint64_t *start, uint64_t sent, double rate, uint64_t room)
     if (target <= sent)
         return 0;
     uint64_t behind = target - sent;
-    if ((double)behind > rate / 50 + BATCH)
+    if ((double)behind > rate * arg.late_ms / 1000 + BATCH)
         *start += (uint64_t)((double)behind / rate * 1e9);
     return behind < room ? behind : room;
 }
@@ -739,7 +740,7 @@ int main(int argc, char **argv)
     static const struct option known[] = {
         { "to", 1, 0, 't' }, { "interface", 1, 0, 'i' }, { "dst", 1, 0, 'd' }, { "src", 1, 0, 'a' }, { "head", 1, 0, 'h' }, { "port", 1, 0, 'p' },
         { "count", 1, 0, 'c' }, { "size", 1, 0, 's' }, { "idle-ms", 1, 0, 'I' }, { "interval-us", 1, 0, 'u' },
-        { "flows", 1, 0, 'f' }, { "segments", 1, 0, 'n' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "mbit", 1, 0, 'm' }, { 0 } };
+        { "flows", 1, 0, 'f' }, { "segments", 1, 0, 'n' }, { "seconds", 1, 0, 'S' }, { "rate", 1, 0, 'r' }, { "gap-ms", 1, 0, 'g' }, { "late-ms", 1, 0, 'l' }, { "mbit", 1, 0, 'm' }, { 0 } };
     struct sigaction action = { .sa_handler = on_signal };
     int found;
     while ((found = getopt_long(argc, argv, "", known, NULL)) != -1)
@@ -759,6 +760,7 @@ int main(int argc, char **argv)
         case 'S': arg.seconds = strtod(optarg, NULL); break;
         case 'r': arg.rate = strtod(optarg, NULL); break;
         case 'g': arg.gap_ms = strtod(optarg, NULL); break;
+        case 'l': arg.late_ms = strtod(optarg, NULL); break;
         case 'm': arg.mbit = strtod(optarg, NULL); break;
         default: return 2;
         }
