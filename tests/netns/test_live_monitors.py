@@ -30,8 +30,6 @@ from ubond.wire import (
 
 pytestmark = pytest.mark.netns
 
-#: ms; short, so that the tests are, and long enough for a busy machine.
-INTERVAL = 100
 ETH_ARP, ETH_IPV6 = 0x0806, 0x86DD
 
 
@@ -41,10 +39,15 @@ def world() -> Iterator[World]:
         yield world
 
 
+def interval(world: World) -> int:
+    """ms; short, so that the tests are, and long enough for a busy machine."""
+    return round(world.seconds(0.1) * 1000)
+
+
 @contextlib.contextmanager
 def probing(world: World, *words: str) -> Iterator[Bond]:
     """A bond that probes, both of its paths found alive."""
-    with world.bond("--arp-interval", str(INTERVAL), *words) as bond:
+    with world.bond("--arp-interval", str(interval(world)), *words) as bond:
         try:
             wait_until(lambda: all(state(bond, nic) == "up" for nic in world.nics), what="both paths answer")
             yield bond
@@ -113,7 +116,7 @@ def test_an_ipv6_neighbour_is_probed_like_an_ipv4_one(world: World) -> None:
 def test_the_gateway_is_found_probed_and_followed(world: World) -> None:
     other = "10.9.0.3"
     world.peer.ip("addr", "add", f"{other}/24", "dev", "eth0")
-    words = ("--probe", "gateway", "--arp-interval", str(INTERVAL), "--gateway", PEER4, "--gateway", PEER6)
+    words = ("--probe", "gateway", "--arp-interval", str(interval(world)), "--gateway", PEER4, "--gateway", PEER6)
     with world.bond(*words) as bond:
         wait_until(lambda: bond.ours["targets"] == [PEER4, PEER6], what="the gateways are targets")
         wait_until(lambda: all(slave(bond, nic)["ubond"]["answers"] for nic in world.nics))
@@ -144,7 +147,7 @@ def test_probes_follow_the_routes_and_leave_out_what_leads_elsewhere(world: Worl
     host.ip("link", "set", "away", "up")
     host.ip("addr", "add", "10.200.0.1/24", "dev", "away")
     try:
-        with world.bond("--arp-interval", str(INTERVAL)) as bond, Sniffer(peer, "eth0") as wire:
+        with world.bond("--arp-interval", str(interval(world))) as bond, Sniffer(peer, "eth0") as wire:
             host.ip("link", "add", "link", "bond0", "name", "above", "type", "macvlan", "mode", "bridge")
             host.ip("addr", "add", "10.100.0.1/24", "dev", "above")
             host.ip("link", "set", "above", "up")
@@ -157,7 +160,7 @@ def test_probes_follow_the_routes_and_leave_out_what_leads_elsewhere(world: Worl
             arp = decode_arp(wire.collect(sourced, 2)[-1].frame)
             assert (arp.sender_ip, str(arp.sender_mac)) == (packed("10.100.0.1"), host.mac("bond0"))
             wait_until(lambda: all(slave(bond, nic)["ubond"]["answers"] for nic in world.nics))
-            assert not wire.during(4 * INTERVAL / 1000, asks_for(packed("10.200.0.2")))
+            assert not wire.during(4 * interval(world) / 1000, asks_for(packed("10.200.0.2")))
     finally:
         peer.ip("addr", "del", "10.100.0.2/24", "dev", "eth0")
         host.ip("link", "del", "away")
@@ -205,7 +208,8 @@ def test_a_bond_that_cannot_notice_a_failure_says_so(world: World) -> None:
 
 
 def test_a_flapping_slave_is_left_out_until_its_penalty_has_decayed(world: World) -> None:
-    words = ("--damping-half-life", "1", "--damping-suppress", "1500", "--damping-max", "20")
+    half_life = f"{world.seconds(1):g}"
+    words = ("--damping-half-life", half_life, "--damping-suppress", "1500", "--damping-max", f"{world.seconds(20):g}")
     with world.bond(*words) as bond:
         first = bond.active
         other = next(nic for nic in world.nics if nic != first)
@@ -230,7 +234,7 @@ def test_each_slave_of_balance_rr_is_probed_for_itself() -> None:
         peer = world.ubond("up", "bond9", "p1", "p2", "-o", "mode=balance-rr", "--address", f"{PEER4}/24",
                            space=world.peer)  # fmt: skip
         assert peer.returncode == 0
-        with world.bond("-o", "mode=balance-rr", "--arp-interval", str(INTERVAL), "--arp-ip-target", PEER4,
+        with world.bond("-o", "mode=balance-rr", "--arp-interval", str(interval(world)), "--arp-ip-target", PEER4,
                         "--miimon", "0") as bond:  # fmt: skip
             wait_until(lambda: all(state(bond, nic) == "up" for nic in world.nics), what="both answer")
             world.ubond("remove", "bond9", "p1", space=world.peer)

@@ -108,6 +108,7 @@ def test_what_arrives_comes_once_and_counters_are_sums(world: World) -> None:
         assert min(one["rx_frames"] for one in each) > 0
 
 
+@pytest.mark.needs("TSO")
 @pytest.mark.parametrize("words", [(), ("--no-bypass",)], ids=["bypass", "no-bypass"])
 def test_tcp_passes_whole_in_super_frames(world: World, words: tuple[str, ...]) -> None:
     with world.bond(*TWO, *words) as bond:
