@@ -25,6 +25,7 @@ from tests.netns.world import (
     start_receiver,
     wait_until,
 )
+from tests.netns.world import kind as kind_of_worlds
 from ubond.wire import MacAddr
 
 pytestmark = pytest.mark.netns
@@ -61,7 +62,7 @@ def listening(space: Space, interface: str, protocol: int) -> socket.socket:
     """A packet socket of one protocol hears what the interface's stack hears, one of all what arrives."""
     sock = space.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((interface, protocol))
-    sock.settimeout(5)
+    sock.settimeout(5 * kind_of_worlds().patience)
     return sock
 
 
@@ -101,7 +102,7 @@ def hears(world: World, nic: str, port: str) -> bool:
     with listening(world.host, nic, TESTING) as stack, Sniffer(world.host, nic) as arrives:
         world.switch.send(port, frame("ff:ff:ff:ff:ff:ff", b"for the bond", TESTING))
         arrives.collect(lambda seen: b"for the bond" in seen.frame)
-        stack.settimeout(0.2)
+        stack.settimeout(world.seconds(0.2))
         try:
             return bool(stack.recv(2048))
         except TimeoutError:

@@ -371,7 +371,8 @@ def test_while_another_stands_in_for_the_active_slave(world: World) -> None:
 
 
 def test_updelay_goes_on_where_it_was(world: World) -> None:
-    with world.bond("eth1", "eth2", "--primary", "eth1", "--updelay", "10s") as bond:
+    delay = world.seconds(10)
+    with world.bond("eth1", "eth2", "--primary", "eth1", "--updelay", f"{delay:g}s") as bond:
         world.pull("eth1")
         bond.wait_active("eth2")
         world.plug("eth1")
@@ -381,9 +382,10 @@ def test_updelay_goes_on_where_it_was(world: World) -> None:
         upgrade(bond)
         assert (bond.active, bond.link_state("eth1")) == ("eth2", "GOING_BACK")
         bond.wait_active("eth1", seconds=20)
-        assert time.monotonic() - began > 9.5
+        assert time.monotonic() - began > 0.95 * delay
         lines = [entry["text"] for entry in bond.ask("log")["log"]]
-        begun = [text for text in lines if "(slave eth1): link status up, enabling it in 10000 ms" in text]
+        enabling = f"(slave eth1): link status up, enabling it in {delay * 1000:.0f} ms"
+        begun = [text for text in lines if enabling in text]
         assert len(begun) == 1, "one delay, and not begun anew"
 
 
