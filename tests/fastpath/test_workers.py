@@ -55,7 +55,8 @@ def test_what_one_worker_finds_dead_the_other_does_not_use_either(bed):
     b.datapath._engine.rename_port(0, "no-such-nic")
     sent = 0
     while not (taken := b.datapath.stand_in()):
-        b.send(frame(sent, size=1000), queue=0)  # until its ring is full
+        # Until its ring is full, or for one more if we look too early; none has the number of a later frame.
+        b.send(frame(100 + sent, size=1000), queue=0)
         sent += 1
         wait_for(lambda: b.datapath.totals()["tap_frames"] == sent, "taken")  # noqa: B023
         assert sent < 100
