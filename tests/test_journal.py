@@ -269,6 +269,38 @@ def test_empty_directories_are_removed_and_others_kept(root: Path, monkeypatch: 
     assert not root.exists()
 
 
+def test_directories_that_a_bond_removes_as_it_ends_are_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another namespace's, which removes what all share, or this one's."""
+    monkeypatch.setattr(paths, "netns_cookie", lambda: 4242)
+    interrupted: set[str] = set()
+
+    def after_an_end(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(path: Path | str, *rest: int, **words: int) -> object:
+            if str(path) not in interrupted and Path(path).is_relative_to(root):
+                interrupted.add(str(path))
+                paths.remove_empty_dirs()
+            return real(path, *rest, **words)
+
+        monkeypatch.setattr(os, name, call)
+
+    after_an_end("mkdir")
+    after_an_end("open")
+    lock = paths.lock_anew("bond0")
+    assert lock is not None
+    paths.write_for_all(paths.proc_path("bond0"), "text")
+    assert paths.proc_path("bond0").read_text() == "text"
+    directories, new = {root, root / "ns", root / "ns" / "4242"}, paths.fresh(paths.proc_path("bond0"))
+    expected = directories | {paths.lock_path("bond0"), new}
+    assert {str(path) for path in expected} <= interrupted
+    paths.remove_stale("bond0")
+    paths.unlock("bond0", lock)
+    paths.remove_empty_dirs()
+    paths.sweep("bond0")
+    assert not root.exists()
+
+
 def test_what_everybody_may_read_is_written_through_no_link(root: Path) -> None:
     victim = root.with_name("victim")
     victim.write_text("precious")

@@ -307,7 +307,7 @@ def _log_to_system() -> None:
 @contextlib.contextmanager
 def _locked(bond: str) -> Iterator[Lock]:
     """Hold the bond's lock: as long as it is held the daemon lives, whatever a PID may say."""
-    descriptor = paths.lock(bond)
+    descriptor = paths.lock_anew(bond)
     if descriptor is None:
         raise Refused(errno.EEXIST, [f"{bond} is already running"])
     lock = Lock(bond, descriptor)
@@ -324,7 +324,6 @@ def _run(
     spec: BondSpec, store: Store, ready: Ready, *, tools: Tools | None = None, foreground: bool = False
 ) -> None:
     """Bring a bond up and run it to its end."""
-    paths.make_runtime_dir()
     with _locked(spec.name) as lock, _kit(spec.name, store, tools, foreground=foreground) as kit:
         from ubond.assembly import assemble
 

@@ -16,6 +16,7 @@ each have a `bond0`:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,6 +28,8 @@ from pathlib import Path
 
 _SO_NETNS_COOKIE = 71
 _INITIAL = 1  # cookie of the first network namespace
+#: How often to begin again when what somebody else has just emptied is removed under our hands.
+_TRIES = 20
 
 
 class RuntimeDirError(OSError):
@@ -73,13 +76,24 @@ def runtime_dir() -> Path:
 def make_runtime_dir() -> Path:
     """Make the directory if need be, and return it; RuntimeDirError if others could write to it."""
     directory, root = runtime_dir(), root_dir()
-    for each in (root, *(root / part for part in ("ns",) if directory != root), directory):
-        try:
-            each.mkdir(mode=0o755, exist_ok=True)
-        except OSError as error:
-            raise RuntimeDirError(error.errno, f"cannot make {each}: {error.strerror}") from None
-        check_directory(each)
+    _make_directories([root, *(root / part for part in ("ns",) if directory != root), directory])
     return directory
+
+
+def _make_directories(path: list[Path]) -> None:
+    """Make these, each in the one before it.  Bonds that end remove what is empty, ours too until it is used."""
+    for left in reversed(range(_TRIES)):
+        try:
+            for each in path:
+                with contextlib.suppress(FileExistsError):
+                    each.mkdir(mode=0o755)
+                check_directory(each)
+            return
+        except RuntimeDirError:
+            raise
+        except OSError as error:
+            if not (left and isinstance(error, FileNotFoundError)):
+                raise RuntimeDirError(error.errno, f"cannot make {each}: {error.strerror}") from None
 
 
 def check_directory(directory: Path, fd: int | None = None) -> None:
@@ -98,13 +112,16 @@ def write_for_all(path: Path, text: str) -> None:
 
     What is in its place is replaced, not written to, whatever the process's umask.
     """
-    for each in reversed(path.relative_to(runtime_dir()).parents[:-1]):
-        directory = runtime_dir() / each
-        directory.mkdir(mode=0o755, exist_ok=True)
-        check_directory(directory)
-    new = fresh(path)
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+    new, above = fresh(path), path.relative_to(runtime_dir()).parents[:-1]
+    for left in reversed(range(_TRIES)):
+        _make_directories([runtime_dir() / each for each in reversed(above)])
+        new.unlink(missing_ok=True)
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+            break
+        except FileNotFoundError:  # another bond of this namespace has ended
+            if not left:
+                raise
     try:
         with os.fdopen(fd, "w") as file:
             os.fchmod(fd, 0o644)
@@ -131,7 +148,10 @@ def remove_empty_dirs() -> None:
 
 def sweep(bond: str) -> None:
     """Remove what a dead daemon of this bond has left besides its journal."""
-    fd = lock(bond) if runtime_dir().is_dir() else None
+    try:
+        fd = lock(bond)
+    except FileNotFoundError:
+        return  # not even the directory
     if fd is None:
         return  # nothing is left, or a living daemon has it
     remove_stale(bond)
@@ -193,6 +213,15 @@ class Lock:
         if self.descriptor >= 0:
             unlock(self.bond, self.descriptor)
         self.descriptor = -1
+
+
+def lock_anew(bond: str) -> int | None:
+    """Take the lock of a bond that begins, and make the directory that it is in."""
+    for _ in range(_TRIES):
+        make_runtime_dir()
+        with contextlib.suppress(FileNotFoundError):  # another bond of this namespace has ended
+            return lock(bond)
+    return lock(bond)
 
 
 def lock(bond: str) -> int | None:
