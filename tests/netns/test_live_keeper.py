@@ -345,14 +345,15 @@ def dies_at_every_change(
                 act(bond)
             what = f"killed at change {number} of {first + 1} to {last}: {doomed.calls[number - 1 :][:1]}"
             try:
-                if doomed.killed:
-                    killed += 1
-                    wait_until(lambda: restarts(bond) == 1, 20, "the successor")  # noqa: B023
                 try:
+                    if doomed.killed:
+                        killed += 1
+                        wait_until(lambda: restarts(bond) == 1, 20, "the successor")  # noqa: B023
                     wait_until(lambda: world.host.reaches(PEER4), 10, "traffic")
                     wait_until(lambda: not strange(world, bond, least), 20)  # noqa: B023
                 except AssertionError as error:
-                    raise AssertionError(f"{error}: {strange(world, bond, least)}; {log_of(bond)[-12:]}") from None
+                    told = f"{strange(world, bond, least)}; {log_of(bond)[-12:]}" if answers(bond) else "nobody answers"
+                    raise AssertionError(f"{error}: {told}") from None
                 # The number may not have come yet: then it is `down` that is cut short, and said again.
                 wait_until(lambda: world.ubond("down", "bond0", check=False).returncode in (0, 3), 30, "the end")
                 doomed.wait_all()
