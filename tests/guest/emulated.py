@@ -28,16 +28,20 @@ class Slot:
         self._device = (interface / "device").resolve()
         self._driver = (self._device / "driver").resolve()
         self.plugged = True
+        self._is_new = False
 
     def empty(self) -> None:
+        self._is_new = False
         if (self._device / "driver").exists():
             (self._driver / "unbind").write_text(self._device.name)
 
     def fill(self) -> str:
-        """Put a new NIC in; return the name that it has in the guest's first namespace."""
-        self.empty()
-        (self._driver / "bind").write_text(self._device.name)
+        """Put a new NIC in, if none has been since it was used; return its name in the guest's first namespace."""
+        if not self._is_new:
+            self.empty()
+            (self._driver / "bind").write_text(self._device.name)
         found: Path = wait_until(lambda: next((self._device / "net").glob("*"), None), what=f"a NIC in {self.name}")
+        self._is_new = True
         return found.name
 
     def cable(self, state: str) -> None:
@@ -46,6 +50,7 @@ class Slot:
 
     def move(self, space: Space, name: str, mtu: int) -> None:
         now = self.fill()
+        self._is_new = False
         subprocess.run(["ip", "link", "set", now, "netns", space.name, "name", name], check=True, capture_output=True)
         space.ip("link", "set", name, "mtu", str(mtu))
 
