@@ -218,8 +218,9 @@ def test_offloads_switched_off_while_the_bond_runs_are_followed(world: World, bo
 
 @pytest.mark.needs("TSO")
 def test_without_the_bypass_frames_pass_the_slaves_queue_and_are_seen_there(world: World) -> None:
-    with world.bond("--no-bypass") as bond, Sniffer(world.host, "eth1", outgoing=True) as sniffer:
+    with world.bond("--no-bypass", "--primary", "eth1") as bond, Sniffer(world.host, "eth1", outgoing=True) as sniffer:
         assert bond.ours["bypass"] is False
+        bond.wait_active("eth1")    # also where another's link came first
         tcp(world.host, world.peer, PEER4, 4 << 20)
         tcp(world.peer, world.host, HOST4, 4 << 20)
         mac = str(bond.mac)
