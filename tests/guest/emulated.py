@@ -92,9 +92,11 @@ class Emulated(Kind):
     def plug(self, world: World, nic: str) -> None:
         # The far end first: what a bond says on a link that has just returned is said once.
         near, far = self._pair(world, nic)
-        far.cable("on")
+        if not far.plugged:
+            far.cable("on")
         world.wait_far_end(nic)
-        near.cable("on")
+        if not near.plugged:
+            near.cable("on")
 
     def settle(self, world: World, bond: Bond | None = None) -> None:
         # An e1000 whose MTU has changed needs longer in an emulated machine than `ubond up` waits for it.
