@@ -109,10 +109,22 @@ class Emulated(Kind):
                     bond.wait_link(nic, "UP")
 
     def vanished(self, world: World, bond: Bond) -> int:
-        counters = [bond.counters(nic) for nic in world.nics if nic in bond.slaves]
-        handed_over = sum(each["tx_frames"] + each["tx_control"] for each in counters)
         ends = [world.far_end(nic) for nic in world.nics if nic in bond.slaves]
-        return handed_over - sum(space.counters(port)["rx"]["packets"] for space, port in ends)
+
+        def missing() -> int:
+            counters = [bond.counters(nic) for nic in world.nics if nic in bond.slaves]
+            handed_over = sum(each["tx_frames"] + each["tx_control"] for each in counters)
+            return handed_over - sum(space.counters(port)["rx"]["packets"] for space, port in ends)
+
+        # The two ends are read one after the other: a frame between them is not what a NIC has kept.
+        seen = [missing()]
+
+        def rests() -> bool:
+            seen.append(missing())
+            return seen[-1] == seen[-2]
+
+        wait_until(rests, what="no frame on its way")
+        return seen[-1]
 
     def held(self, rate: int) -> int:
         return rate // 4

@@ -270,7 +270,7 @@ def test_ping_every_10_ms_loses_nothing_while_downdelay_runs(world: World) -> No
     with world.bond("eth1", "eth2", "--downdelay", "1s") as bond:
         world.host.ping(PEER4)
         kept_before = world.vanished(bond)
-        ping = world.host.start("ping", "-n", "-i", "0.01", "-c", "250", "-w", "15", PEER4)
+        ping = world.host.start("ping", "-n", "-i", "0.01", "-c", "250", "-w", f"{world.seconds(15):g}", PEER4)
         wait_until(lambda: world.host.counters("eth1")["tx"]["packets"] > 30, what="ping runs")
         world.pull("eth1")
         bond.wait_active("eth2", seconds=6)
