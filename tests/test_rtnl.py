@@ -145,3 +145,18 @@ def test_the_first_refusal_of_several_is_told_with_its_call() -> None:
     with requests._orders, theirs, pytest.raises(DoorError) as error:
         asyncio.run(requests.tell_together(*((call, 16, link_message(4), 0) for call in "abc"), interface="eth1"))
     assert (error.value.call, error.value.errno, error.value.interface) == ("b", errno.EEXIST, "eth1")
+
+
+@pytest.mark.parametrize("raw", [b"eth1", "b\u00fcro".encode(), b"e\xff2", b"\xff\xfe", b"a\x1cb"])
+def test_names_and_aliases_of_any_bytes_are_texts_here_and_those_bytes_there(raw: bytes) -> None:
+    message = link_message(7, IFNAME=raw, IFALIAS=raw)
+    message["header"]["type"] = RTM_NEWLINK
+    message.encode()
+    (read,) = MarshalRtnl().parse(bytes(message.data))
+    link = _link(read)
+    assert isinstance(link.name, str)
+    assert link.name == link.alias
+    again = link_message(7, IFNAME=link.name, IFALIAS=link.alias)
+    again["header"]["type"] = RTM_NEWLINK
+    again.encode()
+    assert bytes(again.data) == bytes(message.data)

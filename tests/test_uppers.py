@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from ubond.uppers import (
     IFA_F_DADFAILED,
@@ -10,6 +11,7 @@ from ubond.uppers import (
     IFA_F_TENTATIVE,
     Address,
     Link,
+    _proc,
     read_igmp,
     read_igmp6,
     read_igmp_versions,
@@ -110,3 +112,14 @@ def test_groups_are_read_without_those_that_nobody_reports() -> None:
 
 def test_a_kernel_without_multicast_has_no_groups() -> None:
     assert (read_igmp(""), read_igmp6(""), read_igmp_versions("")) == ({}, {}, {})
+
+
+def test_a_name_that_is_no_text_hides_nobodys_groups(tmp_path: Path) -> None:
+    """The kernel takes any bytes but a few: some are no UTF-8, and some end a word or a line for Python."""
+    for name in (b"\xff\xfe", "a\u2028b".encode(), b"a\x1cb", b"a\x85b", b"\x01"):
+        table = tmp_path / "igmp"
+        table.write_bytes(IGMP.encode().replace(b"br-0123456789ab", name))
+        assert read_igmp(_proc(str(table))) == read_igmp(IGMP)
+        assert read_igmp_versions(_proc(str(table))) == read_igmp_versions(IGMP)
+        table.write_bytes(IGMP6.encode().replace(b"lo   ", name))
+        assert read_igmp6(_proc(str(table))) == read_igmp6(IGMP6)

@@ -1293,7 +1293,7 @@ cdef class Engine:
         cdef uint32_t i
         cdef fp_link* l
         cdef int k
-        cdef bytes raw = name.encode()
+        cdef bytes raw = name.encode("utf-8", "surrogateescape")
         if len(fds) != self.shared.n_workers:
             raise ValueError("one socket for each worker")
         for i in range(MAX_SLAVES):
@@ -1318,7 +1318,7 @@ cdef class Engine:
 
     def rename_port(self, int port, str name):
         """The slave's interface has another name now."""
-        self._name(&self.shared.link[port], name.encode())
+        self._name(&self.shared.link[port], name.encode("utf-8", "surrogateescape"))
 
     def listen(self, int port):
         """Begin to receive on a port, once a published table names it."""

@@ -29,6 +29,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ubond.bond.events import DoorError, Moved
 from ubond.rtnl import Message, Requests, address_message
+from ubond.wire import pack_name
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +175,8 @@ def _packed(attributes: Attributes) -> bytes:
 
 def _relabel(label: bytes, source: str, target: str) -> bytes:
     """A label begins with its interface's name: `eth1:web` on eth1 becomes `bond0:web` on bond0."""
-    rest = label.rstrip(b"\0").decode().removeprefix(source)
-    return f"{target}{rest}".encode()[:15] + b"\0"
+    rest = label.rstrip(b"\0").removeprefix(pack_name(source))
+    return (pack_name(target) + rest)[:15] + b"\0"
 
 
 def _in_order(addresses: list[_Address]) -> list[_Address]:

@@ -125,7 +125,7 @@ def _status_text(bond: str, format: str) -> str:
             print(f"ubond: {note}", file=sys.stderr)
         return str(result["text"])
     # Who may not talk to the daemon may still read what it writes for everybody.
-    return paths.proc_path(bond).read_text()
+    return paths.proc_path(bond).read_text("utf-8", "surrogateescape")
 
 
 def describe_list(parser: argparse.ArgumentParser) -> None:

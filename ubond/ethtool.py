@@ -16,6 +16,7 @@ from array import array
 from dataclasses import dataclass
 
 from ubond.bond.events import DUPLEX_UNKNOWN, SPEED_UNKNOWN, DoorError
+from ubond.wire import pack_name
 
 SIOCGIFINDEX, SIOCETHTOOL = 0x8933, 0x8946
 ETHTOOL_GSTRINGS = 0x1B
@@ -52,7 +53,7 @@ class Ethtool:
 
     def index(self, interface: str) -> int:
         """The index of an interface.  Asks for no lock, so it may be asked on the loop."""
-        request = struct.pack("16s24x", interface.encode()[:15])
+        request = struct.pack("16s24x", pack_name(interface)[:15])
         try:
             answer = fcntl.ioctl(self._socket.fileno(), SIOCGIFINDEX, request)
         except OSError as error:
@@ -138,7 +139,7 @@ class Ethtool:
         address, _ = buffer.buffer_info()
         try:
             fcntl.ioctl(self._socket.fileno(), SIOCETHTOOL,
-                        struct.pack("16sP16x", interface.encode()[:15], address))
+                        struct.pack("16sP16x", pack_name(interface)[:15], address))
         except OSError as error:
             raise DoorError(call, error.errno or errno.EIO, interface) from error
         return buffer.tobytes()

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from ubond.bond.events import DoorError
 from ubond.gate_clsact import GATE_MARK
 from ubond.rtnl import acknowledged
+from ubond.wire import pack_name
 
 _NETLINK_NETFILTER = 12
 _NFPROTO_NETDEV, _SUBSYSTEM = 5, 10
@@ -128,7 +129,7 @@ def _attribute(kind: int, value: bytes) -> Attribute:
 
 
 def _text(kind: int, value: str) -> Attribute:
-    return _attribute(kind, value.encode() + b"\0")
+    return _attribute(kind, pack_name(value) + b"\0")
 
 
 def _number(kind: int, value: int) -> Attribute:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ubond.bond.events import DoorError, Held, Moved
-from ubond.bond.spec import check_name
+from ubond.bond.spec import is_possible_name
 from ubond.paths import RuntimeDirError, check_directory, fresh
 from ubond.wire import MacAddr
 
@@ -108,12 +108,17 @@ class Journal:
         return self._moved.get(slave, Moved())
 
     def rename(self, bond: str) -> None:
-        """The bond has another name now: so has its journal, whole at every moment."""
+        """The bond has another name now: so has its journal, whole at every moment.  On failure it has the old one."""
         self._ensure_loaded()
-        old, self.path, self._bond = self.path, self.path.with_name(f"{bond}.journal"), bond
+        old, old_bond = self.path, self._bond
+        self.path, self._bond = self.path.with_name(f"{bond}.journal"), bond
         if not self._held:
             return
-        self._write(self._held, self._moved)
+        try:
+            self._write(self._held, self._moved)
+        except JournalError:
+            self.path, self._bond = old, old_bond
+            raise
         with self._directory() as directory, contextlib.suppress(FileNotFoundError):
             os.unlink(old.name, dir_fd=directory)
 
@@ -234,7 +239,8 @@ def _held(content: dict[str, Any]) -> Held:
         raise ValueError(f"unknown {sorted(strange)}")
     for name in content:
         _check(known[name], name, content[name])
-    check_name(content["slave"])
+    if not is_possible_name(content["slave"]):
+        raise ValueError(f"slave cannot be {content['slave']!r:.40}")
     return Held(**{
         **content,
         "permanent": None if content["permanent"] is None else MacAddr.parse(content["permanent"]),

@@ -29,7 +29,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from ubond import init, store
 
@@ -55,12 +54,17 @@ class Inheritance:
 class Keeper:
     """Keeps one daemon alive until it ends on purpose."""
 
-    def __init__(self, bond: str, daemon: Callable[[Inheritance], int], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, bond: str, daemon: Callable[[Inheritance], int], on_ready: Callable[[], None], *, adopts: bool = False
+    ) -> None:
         """`daemon` is called in each child, which ends with the exit code that it returns.
 
-        `on_ready`: called once, when frames can flow.
+        `on_ready`: called once, when frames can flow.  `adopts`: the first daemon goes on with a bond that runs, so
+        that what it has begun to keep is a whole bond, ready or not.
         """
-        self._bond, self._daemon, self._on_ready = bond, daemon, on_ready
+        self._bond, self._daemon, self._on_ready, self._adopts = bond, daemon, on_ready, adopts
+        self.death = ""
+        """How the daemon before the present one ended."""
         self._kept: dict[str, int] = {}
         self._child = 0
         self._ready = False
@@ -91,19 +95,18 @@ class Keeper:
 
         Then nothing is kept any more.
         """
-        death = ""
         with self._signals():
             while True:
-                status = self._attend(*self._fork(death))
+                status = self._attend(*self._fork(self.death))
                 self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-                death = "" if status == 0 else _told(status) + self._why
-                if not death or not self._may_go_on(death):
+                self.death = "" if status == 0 else _told(status) + self._why
+                if not self.death or not self._may_go_on(self.death):
                     break
         self._name = self._read_name()
         for descriptor in self._kept.values():
             os.close(descriptor)
         self._kept.clear()
-        return death
+        return self.death
 
     @property
     def was_ready(self) -> bool:
@@ -111,12 +114,17 @@ class Keeper:
         return self._ready
 
     @property
+    def has_tried_again(self) -> bool:
+        """Whether a daemon has had a successor."""
+        return bool(self._deaths)
+
+    @property
     def asked_to_end(self) -> bool:
         return self._asked_to_end
 
     def _may_go_on(self, death: str) -> bool:
         """Whether a dead daemon is to have a successor."""
-        if self._asked_to_end or not self._ready or store.DOCUMENT not in self._kept:
+        if self._asked_to_end or not (self._ready or self._adopts) or store.DOCUMENT not in self._kept:
             return False
         now = time.monotonic()
         self._deaths.append(now)
@@ -181,7 +189,7 @@ class Keeper:
             self._on_ready()
         if why := fields.get("STATUS"):
             self._why = f" ({why})"
-        role = unquote(fields.get("FDNAME", ""))
+        role = store.role_of(fields.get("FDNAME", ""))
         if fields.get("FDSTOREREMOVE") == "1" and role in self._kept:
             os.close(self._kept.pop(role))
         if fields.get("FDSTORE") == "1" and descriptors and role:

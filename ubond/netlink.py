@@ -39,7 +39,7 @@ from ubond.paths import netns_cookie
 from ubond.rtnl import Events, Message, Requests, address_message, link_message, refusals
 from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, uppers
 from ubond.uppers import Link as Link
-from ubond.wire import MacAddr
+from ubond.wire import MacAddr, pack_name, unpack_name
 
 log = logging.getLogger(__name__)
 
@@ -465,7 +465,7 @@ class Netlink:
 
 def _is_a_name(name: str) -> bool:
     """Whether an interface can be called so."""
-    return 0 < len(name.encode()) <= _MAX_NAME
+    return 0 < len(pack_name(name)) <= _MAX_NAME
 
 
 def _mac(text: str | None) -> MacAddr | None:
@@ -487,7 +487,7 @@ def _link(message: Message) -> Link:
         vlan = (data.get_attr("IFLA_VLAN_PROTOCOL") or ETH_P_8021Q, data.get_attr("IFLA_VLAN_ID") or 0)
     return Link(
         index=message["index"],
-        name=get("IFNAME"),
+        name=unpack_name(get("IFNAME")),
         flags=message["flags"],
         mac=_mac(get("ADDRESS")),
         mtu=get("MTU") or 0,
@@ -495,7 +495,7 @@ def _link(message: Message) -> Link:
         lower=(get("LINK") or 0) if here else 0,
         kind=kind,
         vlan=vlan,
-        alias=get("IFALIAS") or "",
+        alias=unpack_name(get("IFALIAS")),
         carrier_changes=get("CARRIER_CHANGES") or 0,
     )
 

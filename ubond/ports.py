@@ -21,6 +21,7 @@ import pytun
 from ubond.bond.document import GIVEN
 from ubond.bond.events import DoorError, SlaveFacts
 from ubond.bond.reception import Reception
+from ubond.wire import pack_name
 
 # linux/if_tun.h
 _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x1000, 0x4000, 0x0100, 0x8000
@@ -118,10 +119,11 @@ class Tap:
 
     def tx_dropped(self) -> int:
         """Frames that the device dropped because the worker had not read those before."""
-        with open("/proc/net/dev") as table:
+        own = pack_name(self.name)
+        with open("/proc/net/dev", "rb") as table:
             for line in table:
-                name, _, numbers = line.partition(":")
-                if name.strip() == self.name:
+                name, _, numbers = line.partition(b":")
+                if name.strip(b" ") == own:
                     return int(numbers.split()[11])
         return 0
 
@@ -208,7 +210,10 @@ class Port:
     @property
     def is_bound(self) -> bool:
         """Whether the interface is still there: the kernel unbinds a socket whose device goes."""
-        return bool(self.raw.getsockname()[0])
+        try:
+            return bool(self.raw.getsockname()[0])
+        except UnicodeDecodeError:
+            return True  # a name that Python cannot tell us
 
     def send(self, frame: bytes) -> None:
         """Send one control frame the ordinary way, in front of no batch."""
@@ -257,10 +262,11 @@ def open_port(name: str, index: int, *, mark: int, bypass: bool = True, workers:
             _spread(port.raws, name)
         else:
             raw.bind((name, _ETH_P_ALL))
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # Python takes names in UTF-8 alone here
         for sock in opened:
             sock.close()
-        raise DoorError(call, error.errno or errno.EIO, name) from None
+        number = errno.EINVAL if isinstance(error, UnicodeEncodeError) else error.errno or errno.EIO
+        raise DoorError(call, number, name) from None
     return port
 
 

@@ -28,6 +28,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from ubond.bond.events import DoorError
+from ubond.wire import pack_name
 
 Message = Any  # pyroute2's messages are dictionaries that carry no types
 
@@ -372,7 +373,11 @@ def link_message(index: int = 0, flags: int = 0, change: int = 0, **attributes: 
     """An ifinfomsg; attributes without their prefix: `link_message(IFNAME="eth1", MTU=1500)`."""
     message = ifinfmsg()
     message["index"], message["flags"], message["change"] = index, flags, change
-    message["attrs"] = [(f"IFLA_{name}", value) for name, value in attributes.items()]
+    # Texts as bytes: pyroute2 encodes none that stand for bytes which are no UTF-8.
+    message["attrs"] = [
+        (f"IFLA_{name}", pack_name(value) if isinstance(value, str) and name in ("IFNAME", "IFALIAS") else value)
+        for name, value in attributes.items()
+    ]
     return message
 
 

@@ -48,6 +48,16 @@ def pack(**fields: str) -> bytes:
     return "\n".join(f"{name}={value}" for name, value in fields.items()).encode()
 
 
+def role_of(name: str) -> str:
+    """The role that a descriptor's name stands for."""
+    return unquote(name, errors="surrogateescape")
+
+
+def _quoted(role: str) -> str:
+    """A descriptor's name: sd_notify(3) allows no colon, and a slave's name need be no UTF-8."""
+    return quote(role, errors="surrogateescape")
+
+
 def unpack(message: bytes) -> dict[str, str]:
     lines = (line.partition("=") for line in message.decode("utf-8", "replace").splitlines())
     return {name: value for name, _, value in lines}
@@ -135,7 +145,7 @@ class Store:
     def forget(self) -> None:
         """Let go of all that is kept, to begin anew; return when that is done."""
         for role in list(self._kept):
-            self._say(pack(FDSTOREREMOVE="1", FDNAME=quote(role)))
+            self._say(pack(FDSTOREREMOVE="1", FDNAME=_quoted(role)))
         self._kept.clear()
         self._document, self._number, self._text = -1, 0, b""
         self._wait()
@@ -161,7 +171,7 @@ class Store:
                 if self._kept.get(role) != identity:
                     if role in self._kept:
                         self._drop(role)
-                    send(self._sock, pack(FDSTORE="1", FDNAME=quote(role), FDPOLL="0"), descriptor)
+                    send(self._sock, pack(FDSTORE="1", FDNAME=_quoted(role), FDPOLL="0"), descriptor)
                     self._kept[role] = identity
         except BlockingIOError:
             pass  # it is slow; the next update says the rest
@@ -206,7 +216,7 @@ class Store:
 
     def _drop(self, role: str) -> None:
         assert self._sock is not None
-        send(self._sock, pack(FDSTOREREMOVE="1", FDNAME=quote(role)))
+        send(self._sock, pack(FDSTOREREMOVE="1", FDNAME=_quoted(role)))
         del self._kept[role]
 
     def _say(self, message: bytes, *descriptors: int) -> bool:
@@ -261,7 +271,7 @@ def _listen_fds() -> dict[str, int]:
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    kept = {unquote(name): _FIRST + number for number, name in enumerate(names) if name}
+    kept = {role_of(name): _FIRST + number for number, name in enumerate(names) if name}
     for descriptor in kept.values():
         os.set_inheritable(descriptor, False)
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):

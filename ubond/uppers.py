@@ -22,6 +22,10 @@ ETH_P_8021Q = 0x8100
 #: Kinds whose IFLA_LINK names the device they stand on; others (veth) name a peer there.
 STACKING = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
 
+#: Names of interfaces stand in the kernel's tables: they need be no UTF-8, and may have what Python takes for the end
+#: of a word or a line.  Nobody reads them there.
+_PLAIN = bytes(byte if 0x20 <= byte < 0x7F or byte in b"\n\t" else 0x3F for byte in range(256))
+
 Tags = tuple[tuple[int, int], ...]  # (TPID, VLAN id), from the outside in
 
 
@@ -140,7 +144,7 @@ def _packed(addresses: Iterable[Address], length: int) -> tuple[bytes, ...]:
 def _proc(path: str) -> str:
     """Text of a file of this thread's network namespace, empty where the kernel has none."""
     with contextlib.suppress(OSError):
-        return Path(path).read_text()
+        return Path(path).read_bytes().translate(_PLAIN).decode("ascii")
     return ""
 
 

@@ -58,6 +58,19 @@ class MacAddr(bytes):
 
 BROADCAST = MacAddr(b"\xff" * 6)
 
+
+def pack_name(name: str) -> bytes:
+    """The bytes of an interface's name or alias.
+
+    The kernel takes any, also what is no UTF-8: such bytes stand in texts as Python's file names have them (PEP 383).
+    """
+    return name.encode("utf-8", "surrogateescape")
+
+
+def unpack_name(name: str | bytes | None) -> str:
+    """The text for it, empty for none."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name or ""
+
 ETH_IPV4, ETH_ARP, ETH_RARP, ETH_IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
 ETH_LOOPBACK = 0x9000
 TPID_8021Q, TPID_8021AD = 0x8100, 0x88A8

@@ -152,7 +152,10 @@ def can_be_a_name(text: str) -> bool:
         return False
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), max_size=15).filter(can_be_a_name), st.text())
+NAMES = st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), max_size=15).filter(can_be_a_name)
+
+
+@given(NAMES, st.text(max_size=40))
 def test_marks_are_read_as_they_were_written(bond: str, alias: str) -> None:
     mark = read_mark(write_mark(bond, mac(3), 1400, alias))
     assert mark is not None
@@ -276,3 +279,21 @@ def test_in_other_modes_a_fixed_mac_is_refused_at_once() -> None:
     with pytest.raises(Refused, match=FIXED):
         rig.enslave("a")
     assert rig.bond.snapshot().mac == BOND_MAC
+
+
+def test_an_interface_whose_name_cannot_be_printed_is_refused_for_that() -> None:
+    rig = Rig(nic("a", 1), nic("e\udcff2", 2))
+    rig.enslave("a")
+    with pytest.raises(Refused, match="cannot be printed"):
+        rig.enslave("e\udcff2")
+
+
+@pytest.mark.parametrize("alias", ["x" * 255, "\u20ac" * 85, "x" * 199], ids=["long", "wide", "just"])
+def test_an_alias_without_room_for_the_mark_is_in_the_journal_alone(alias: str) -> None:
+    rig = Rig(nic("a", 1, alias=alias))
+    rig.enslave("a")
+    mark = rig.world.nics["a"].facts.alias
+    assert len(mark.encode()) <= 255
+    assert read_mark(mark) is not None
+    rig.release("a")
+    assert rig.world.nics["a"].facts.alias == alias

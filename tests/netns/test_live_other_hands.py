@@ -512,3 +512,82 @@ def test_a_slave_that_returns_while_the_bond_is_taken_down_is_not_left_enslaved(
         assert "ifalias" not in world.host.link("eth2")
         assert not gated(world, "eth2")
         assert "bond0" not in world.host.links()
+
+
+# ── names that are no text ───────────────────────────────────────────────────────────
+
+#: No UTF-8, as Python writes it; what ends a line for Python; what ends a word.
+STRANGE = ("z\udcfe\udcff", "a\u2028b", "a\x1cb")
+
+
+@pytest.mark.parametrize("name", STRANGE, ids=ascii)
+def test_a_strange_name_of_somebodys_interface_keeps_nobody_from_a_failover(world: World, name: str) -> None:
+    with world.bond() as bond:
+        world.host.ip("link", "add", name, "type", "bridge")
+        world.host.ip("link", "set", name, "up")
+        world.host.ip("addr", "add", "198.51.100.1/24", "dev", name)
+        bond.wait_active("eth1")
+        world.pull("eth1")
+        bond.wait_active("eth2")
+        world.host.ping(PEER4)
+        assert bond.ours["counters"]["tap_frames"] > 0
+        world.host.ip("link", "del", name)
+
+
+@pytest.mark.needs("renaming")
+@pytest.mark.parametrize("name", STRANGE, ids=ascii)
+def test_a_slave_that_gets_a_strange_name_stays_through_deaths_and_gets_everything_back(
+    world: World, name: str
+) -> None:
+    before = world.picture()
+    world.ubond("up", "bond0", *world.nics, *ADDRESSES)
+    bond = Bond(world, "bond0")
+    world.host.ip("link", "set", "eth2", "name", name)
+    wait_slaves(bond, "eth1", name)
+    world.host.ip("link", "set", name, "mtu", "1400")
+    wait_until(lambda: repairs(bond, name).get("MTU") == 1, what="it is looked after")
+    world.host.run("sh", "-c", f"{sys.executable} -m ubond status bond0 | grep -q 'Slave Interface: eth1'")
+    pid = bond.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: bond.pid != pid, what="a successor")
+    wait_slaves(bond, "eth1", name)
+    bond.set("active_slave=eth1")
+    world.host.ping(PEER4)
+    pid = bond.pid
+    bond.kill()
+    ended(pid)
+    world.ubond("down", "bond0")
+    world.host.ip("link", "set", name, "name", "eth2")
+    assert_as_before(before, world.picture)
+
+
+def test_an_alias_of_any_bytes_is_put_back_and_given_back(world: World) -> None:
+    mine, before = "\udcff\udcfe" + "x" * 200, world.picture()
+    world.host.ip("link", "set", "eth1", "alias", mine)
+    world.ubond("up", "bond0", *world.nics, *ADDRESSES)
+    bond = Bond(world, "bond0")
+    world.host.ip("link", "set", "eth1", "alias", "\udcfe")
+    wait_until(lambda: repairs(bond, "eth1").get("alias") == 1, what="it is put back")
+    world.host.ping(PEER4)
+    world.ubond("down", "bond0")
+    alias = world.host.run("cat", "/sys/class/net/eth1/ifalias", "-v").stdout
+    assert alias == "M-^?M-~" + "x" * 200 + "\n"
+    world.host.ip("link", "set", "eth1", "alias", "")
+    assert_as_before(before, world.picture)
+
+
+@pytest.mark.needs("renaming")
+def test_a_bond_that_gets_a_strange_name_goes_on_under_the_old_one(world: World) -> None:
+    before = world.picture()
+    world.ubond("up", "bond0", *world.nics, *ADDRESSES)
+    bond = Bond(world, "bond0")
+    pid = bond.pid
+    for name in STRANGE:
+        world.host.ip("link", "set", "bond0", "name", name)
+        wait_until(lambda: any("control stays at bond0" in line for line in log_of(bond)), what="it is said")
+        world.host.ping(PEER4)
+        world.host.ip("link", "set", name, "name", "bond0")
+        wait_until(lambda: bond.links()[0]["ifname"] == "bond0", what="its own name again")
+    assert bond.pid == pid
+    world.ubond("down", "bond0")
+    assert_as_before(before, world.picture)

@@ -35,13 +35,15 @@ from ubond.bond.events import (
 )
 from ubond.bond.options import Refused
 from ubond.bond.spec import SpecError, check_name
-from ubond.wire import MacAddr, WireError
+from ubond.wire import MacAddr, WireError, pack_name
 
 ARPHRD_ETHER = 1
 #: What a slave's NIC must and must not do by itself: (feature, on).
 FEATURES = (("rx-gro", True), ("rx-vlan-filter", False))
 #: Packet sockets give room for one 802.1Q tag; two tags of any kind need this much more MTU.
 TAG_ROOM = 8
+#: IFALIASZ less the final zero (linux/if.h).
+ALIAS_MAX = 255
 #: IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself.
 ADDR_GEN_NONE = 1
 
@@ -68,8 +70,13 @@ _MARK = re.compile(r"slave of (\S+) \(ubond\) mac=(\S+) mtu=([1-9][0-9]{0,8})(?:
 
 
 def write_mark(bond: str, mac: MacAddr, mtu: int, alias: str) -> str:
-    """The alias that a slave carries, so that it can be mended even without its journal."""
-    return f"slave of {bond} (ubond) mac={mac} mtu={mtu}" + (f" alias={alias}" if alias else "")
+    """The alias that a slave carries, so that it can be mended even without its journal.
+
+    An alias of its own for which there is no room in it is in the journal alone.
+    """
+    mark = f"slave of {bond} (ubond) mac={mac} mtu={mtu}"
+    whole = f"{mark} alias={alias}"
+    return whole if alias and len(pack_name(whole)) <= ALIAS_MAX else mark
 
 
 def read_mark(alias: str) -> Mark | None:
@@ -104,6 +111,8 @@ def check(facts: SlaveFacts, bond: str, *, is_slave: bool, take_addresses: bool,
 
     if facts.loopback and not strict:
         raise refuse(E.EINVAL, "The loopback device cannot be enslaved")
+    if not name.isprintable():  # it has got this name while we looked
+        raise refuse(E.EINVAL, "Device has a name that cannot be printed; rename it")
     if facts.is_master and name != bond:
         raise refuse(E.EPERM, "Device type (master device) cannot be enslaved", f"it is a {facts.kind}")
     if is_slave:

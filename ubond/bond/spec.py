@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import MappingProxyType
 
 from ubond.wire import MacAddr as MacAddr
+from ubond.wire import pack_name
 
 #: IFNAMSIZ less the final zero.
 NAME_MAX = 15
@@ -30,7 +31,7 @@ def check_name(name: str) -> str:
     """
     if not name:
         raise SpecError("an interface name cannot be empty")
-    if len(name.encode()) > NAME_MAX:
+    if len(pack_name(name)) > NAME_MAX:
         raise SpecError(f"{name!r} is too long for an interface name (at most {NAME_MAX} bytes)")
     if name in (".", ".."):
         raise SpecError(f"{name!r} cannot be an interface name")
@@ -38,6 +39,12 @@ def check_name(name: str) -> str:
         if char in "/:%" or char.isspace() or not char.isprintable():
             raise SpecError(f"{name!r} cannot be an interface name: {char!r} is not allowed in it")
     return name
+
+
+def is_possible_name(name: str) -> bool:
+    """Whether the kernel may call an interface so, also what `check_name` refuses because nobody can type it."""
+    packed = pack_name(name)
+    return 0 < len(packed) <= NAME_MAX and name not in (".", "..") and not set(packed) & set(b"/:\0 \t\n\v\f\r")
 
 
 @dataclass(frozen=True, slots=True)
