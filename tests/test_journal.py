@@ -380,3 +380,52 @@ def test_the_client_side_imports_next_to_nothing() -> None:
     script = "import sys; import ubond.paths; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
     assert not loaded & {"asyncio", "pyroute2", "dataclasses", "ubond.bond.events", "uvloop"}
+
+
+def test_a_relative_runtime_directory_is_refused_or_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon works in /, the commands anywhere: they would look for each other's files in vain."""
+    monkeypatch.setenv("UBOND_RUNTIME_DIR", "run")
+    with pytest.raises(paths.RuntimeDirError, match="must begin with a slash"):
+        paths.root_dir()
+    monkeypatch.delenv("UBOND_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert paths.root_dir() == Path("/run/ubond")
+
+
+def test_everybody_may_read_the_directories_whatever_the_umask(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "netns_cookie", lambda: 4242)
+    old = os.umask(0o077)
+    try:
+        paths.make_runtime_dir()
+        paths.write_for_all(paths.proc_path("bond0"), "text")
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (root, *root.rglob("*")) if path.is_dir()} == {0o755}
+
+
+def test_a_slave_that_was_given_an_unprintable_name_is_not_lost(journal: Journal) -> None:
+    for name in ("e\udcff2", "a\u2028b", "a\x1cb", "%"):
+        journal.remember(replace(ETH1, slave=name))
+        assert again(journal).load() == (replace(ETH1, slave=name),)
+        journal.forget(name)
+
+
+def test_a_journal_that_cannot_follow_another_name_keeps_the_old_one(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.remember(ETH1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(JournalError):
+            journal.rename("uplink")
+    assert sorted(path.name for path in journal.path.parent.iterdir()) == ["bond0.journal"]
+    journal.remember(ETH2)
+    assert again(journal).load() == (ETH1, ETH2)
+    journal.rename("uplink")
+    assert Journal(journal.path.parent, "uplink").load() == (ETH1, ETH2)

@@ -21,7 +21,7 @@ from itertools import count
 from ubond import __version__, handover, paths
 from ubond.bond.core import Bond
 from ubond.bond.document import freeze, prepare
-from ubond.bond.events import BondOpened, DoorError
+from ubond.bond.events import BondOpened, DoorError, Level
 from ubond.bond.options import Refused, apply_order, find
 from ubond.bond.spec import BondSpec
 from ubond.client import ControlError
@@ -363,22 +363,36 @@ class Desk:
             for note in await asyncio.to_thread(self._kit.managers.tell, sorted(told)):
                 log.warning("%s: %s", self.files, note)
 
-    def _renamed(self, name: str) -> bool:
-        """The bond's device has another name: whoever asks for it finds it under that one, if it is free."""
+    def _renamed(self, name: str) -> None:
+        """The bond's device has another name: whoever asks for it finds it under that one, if all files can follow."""
         old = self.files
+        if name == old:
+            return  # they have not followed the name that it had meanwhile
+        if why := self._cannot_follow(name):
+            self.service.say(f"{why}: control stays at {old}", Level.ERROR)
+            return
         try:
-            if not self._lock.rename(name):
-                log.error("%s: files of another bond %s are there: control stays at %s", name, name, old)
-                return False
+            self._lock.rename(name)
             self._server.rename(name, paths.socket_path(name))
         except (OSError, DoorError) as error:
-            log.error("%s: the files of %s could not follow its name: %s", name, old, error)
+            self.service.say(f"the files of {old} could not follow its name: {error}", Level.ERROR)
         self._proc = ""
         self._kit.managers.rename(name)
         self._tell_managers()
         paths.proc_path(old).unlink(missing_ok=True)
         self._write_proc()
-        return True
+
+    def _cannot_follow(self, name: str) -> str:
+        """Take the journal along to the bond's new name; or why it must stay with the other files where it is."""
+        if not name.isprintable():
+            return "nobody can type this name"
+        if not paths.is_free(name):
+            return f"files of another bond {name} are there"
+        try:
+            self.service.doors.journal.rename(name)
+        except DoorError as error:
+            return str(error)
+        return ""
 
     def _write_proc(self) -> None:
         """Keep /proc/net/bonding's text where programs can read it, whole at every moment."""
@@ -432,8 +446,8 @@ async def assemble(spec: BondSpec, kit: Kit, lock: Lock) -> AsyncIterator[Desk]:
         with service.notes() as desk.notes:
             await _build(service, spec)
         desk.notes[:0] = remarks
+        stack.push_async_callback(desk.close)  # also what it could open before it failed
         await desk.open()
-        stack.push_async_callback(desk.close)
         yield desk
         await _leave(desk, stack)
 

@@ -6,6 +6,7 @@ Every error ends here as one line on standard error and an exit code (`client.DO
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    _have_standard_files()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -73,6 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
         print(f"ubond: {line}", file=sys.stderr)
         return code
+
+
+def _have_standard_files() -> None:
+    """Put /dev/null where the caller has closed standard files: what is opened next would take their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # the kernel's names of interfaces need not be UTF-8
 
 
 def _dispatch(argv: list[str]) -> int:

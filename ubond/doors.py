@@ -314,11 +314,9 @@ class Doors(SlaveDoors):
                 await self.netlink.set_gso(self.tap.name, *bounds)
                 self._gso = bounds
 
-    def rename_bond(self, name: str, *, files_too: bool) -> None:
-        """The bond's device has another name now; JournalError if the journal cannot follow it."""
+    def rename_bond(self, name: str) -> None:
+        """The bond's device has another name now; its journal is a file and follows with the others."""
         self.bond = self.tap.name = name
-        if files_too:
-            self.journal.rename(name)
 
     def rename(self, old: str, new: str) -> None:
         """A slave's interface has another name now."""

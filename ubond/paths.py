@@ -57,12 +57,15 @@ def netns_cookie() -> int:
 def root_dir() -> Path:
     """The directory above all namespaces."""
     if override := os.environ.get("UBOND_RUNTIME_DIR"):
+        if not override.startswith("/"):  # a daemon works in /, the commands elsewhere: they would not find each other
+            raise RuntimeDirError(errno.EINVAL, f"UBOND_RUNTIME_DIR must begin with a slash, not be {override!r}")
         return Path(override)
     system = Path("/run/ubond")
     # Somebody who is not root looks for root's bonds; root who cannot write is in a user namespace.
     if os.access("/run", os.W_OK) or (os.geteuid() != 0 and system.is_dir()):
         return system
-    if own := os.environ.get("XDG_RUNTIME_DIR"):
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    if own.startswith("/"):  # any other is to be ignored (XDG Base Directory Specification)
         return Path(own) / "ubond"
     return system
 
@@ -87,6 +90,7 @@ def _make_directories(path: list[Path]) -> None:
             for each in path:
                 with contextlib.suppress(FileExistsError):
                     each.mkdir(mode=0o755)
+                    each.chmod(0o755)  # whatever the process's umask
                 check_directory(each)
             return
         except RuntimeDirError:
@@ -123,7 +127,8 @@ def write_for_all(path: Path, text: str) -> None:
             if not left:
                 raise
     try:
-        with os.fdopen(fd, "w") as file:
+        # Names of interfaces need not be UTF-8.
+        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             os.fchmod(fd, 0o644)
             file.write(text)
         new.rename(path)
@@ -196,11 +201,10 @@ class Lock:
     def __init__(self, bond: str, descriptor: int) -> None:
         self.bond, self.descriptor = bond, descriptor
 
-    def rename(self, bond: str) -> bool:
-        """Follow the bond's new name; False if that name's files belong to another bond."""
-        followed = rename_lock(self.bond, bond)
-        self.bond = bond if followed else self.bond
-        return followed
+    def rename(self, bond: str) -> None:
+        """Follow the bond's new name, which must be free."""
+        lock_path(self.bond).rename(lock_path(bond))
+        self.bond = bond
 
     def leave(self) -> None:
         """Let go of it for another process that holds it too (flock(2): one lock, however many copies)."""
@@ -252,18 +256,16 @@ def unlock(bond: str, fd: int) -> None:
     os.close(fd)
 
 
-def rename_lock(old: str, new: str) -> bool:
-    """Move the lock that we hold to the bond's new name; False if that name's files are another bond's."""
-    if running(new) or journal_path(new).exists():
-        return False
-    lock_path(old).rename(lock_path(new))
-    return True
+def is_free(bond: str) -> bool:
+    """Whether no bond of this name lives here or has died and left something to be given back."""
+    return not running(bond) and not journal_path(bond).exists()
 
 
 def running(bond: str) -> bool:
     """Whether a daemon of this bond lives in this network namespace."""
+    path = lock_path(bond)
     try:
-        fd = os.open(lock_path(bond), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except PermissionError:
         return _somebody_listens(bond)  # only its owner may touch the lock
     except OSError:
@@ -290,8 +292,9 @@ def _somebody_listens(bond: str) -> bool:
 
 def bonds() -> list[str]:
     """Names of all bonds that run in this network namespace, sorted."""
+    directory = runtime_dir()
     try:
-        names = os.listdir(runtime_dir())
+        names = os.listdir(directory)
     except OSError:
         return []
     ours = sorted(name.removesuffix(".lock") for name in names if name.endswith(".lock"))
@@ -300,8 +303,9 @@ def bonds() -> list[str]:
 
 def left_behind() -> list[str]:
     """Names of bonds whose daemon died and left something, sorted: a journal, or but its lock."""
+    directory = runtime_dir()
     try:
-        names = os.listdir(runtime_dir())
+        names = os.listdir(directory)
     except OSError:
         return []
     ours = {name.rpartition(".")[0] for name in names if name.endswith((".journal", ".lock"))}

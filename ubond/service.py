@@ -146,7 +146,7 @@ class Service:
         self._uppers_timer: asyncio.TimerHandle | None = None
         self._filter_timer: asyncio.TimerHandle | None = None
         self._filters_after = 0.0
-        self.on_rename: Callable[[str], bool] = lambda name: False
+        self.on_rename: Callable[[str], None] = lambda name: None
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._events = 0
         """How many the study has had, but for looks that led to nothing; those are `_unremarkable`."""
@@ -199,9 +199,9 @@ class Service:
             self.started, self.lines, self.history, self._drops_before, self._new_sender, self.restarts
         )
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: Level = Level.INFO) -> None:
         """Log a line about the bond."""
-        self._tell(Log(Level.INFO, text))
+        self._tell(Log(level, text))
 
     @property
     def performer(self) -> asyncio.Task[None]:
@@ -516,10 +516,8 @@ class Service:
     def _bond_renamed(self, name: str) -> None:
         self._tell(Log(Level.INFO, f"is {name} now"))
         self.name = name
-        try:
-            self.doors.rename_bond(name, files_too=self.on_rename(name))
-        except DoorError as error:
-            self._tell(Log(Level.ERROR, f"the journal could not follow the new name: {error}"))
+        self.doors.rename_bond(name)
+        self.on_rename(name)
         self.feed(BondRenamed(name))
 
     def _bond_changed(self, link: Link) -> None:

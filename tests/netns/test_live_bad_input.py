@@ -349,3 +349,39 @@ def test_nothing_is_done_to_the_namespace_that_a_test_runs_in(running: World) ->
     assert "bond0" not in [name for _, name in socket.if_nameindex()]
     with inside(running.host.name):
         assert "bond0" in [name for _, name in socket.if_nameindex()]
+
+
+def test_without_its_control_socket_a_bond_does_not_come_up_and_gives_all_back(world: World, tmp_path: Path) -> None:
+    """A path too long for a socket is found late: when all slaves are there."""
+    long = tmp_path / ("x" * 108)
+    before = world.picture()
+    done = world.host.run(
+        sys.executable, "-m", "ubond", "up", "bond0", "eth1", "eth2", check=False,
+        env={**os.environ, "UBOND_RUNTIME_DIR": str(long)},
+    )  # fmt: skip
+    assert done.returncode == KERNEL_REFUSED, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "path too long" in done.stderr
+    assert_as_before(before, world.picture)
+    assert not long.exists()
+
+
+def test_a_relative_runtime_directory(world: World) -> None:
+    before = world.picture()
+    for words in (("up", "bond0", "eth1"), ("status", "bond0"), ("list",)):
+        done = world.host.run(
+            sys.executable, "-m", "ubond", *words, check=False, env={**os.environ, "UBOND_RUNTIME_DIR": "run"}
+        )
+        assert done.returncode != 0, words
+        assert "UBOND_RUNTIME_DIR must begin with a slash" in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert_as_before(before, world.picture)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_standard_files_that_are_closed(world: World, closed: str) -> None:
+    before = world.picture()
+    for words in ("up bond0 eth1 eth2", "status bond0", "status bond0 --json", "list", "history bond0", "down bond0"):
+        done = world.host.run("sh", "-c", f"{sys.executable} -m ubond {words} {closed}", check=False)
+        assert (done.returncode, done.stderr) == (0, ""), words
+    assert_as_before(before, world.picture)
