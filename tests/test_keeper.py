@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ubond import daemon, store
+from ubond.bond.events import DoorError
 from ubond.bond.options import Refused
 from ubond.keeper import DEATHS, Inheritance, Keeper
 
@@ -332,3 +333,32 @@ keeper = Keeper""",
     out, _ = process.communicate(timeout=20)
     # Two processes write to one pipe: their lines may be torn.
     assert sorted(out.replace("\n", "").replace("heard", "", 1)) == sorted("'' True"), out
+
+
+def test_one_that_adopts_a_bond_has_a_successor_as_soon_as_there_is_something_to_keep() -> None:
+    """A new daemon that has taken over and dies before it is ready must not end the bond."""
+
+    def daemon(given: Inheritance) -> int:
+        given.store.open_document()
+        if given.death:
+            given.store.ready()
+            return 0
+        given.store.update(b'{"files": "bond9"}', {})
+        return die()
+
+    told = []
+    keeper = Keeper("bond9", daemon, lambda: told.append(keeper.death), adopts=True)
+    assert keeper.run() == ""
+    assert keeper.has_tried_again
+    assert told == ["was killed by signal 9 (SIGKILL)"]
+    assert keep(lambda given: daemon(given))[0] == told[0], "one that begins has none"
+
+
+def test_a_version_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("cannot import name 'nothing'")
+
+    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace()))
+    monkeypatch.setattr(daemon, "_load_all", broken)
+    with pytest.raises(DoorError, match="ImportError: cannot import name 'nothing'"):
+        daemon._start_in_background("bond9", lambda *_, **__: None)

@@ -55,6 +55,7 @@ MAY: dict[str, frozenset[str]] = {
     "init": frozenset(),
     "store": frozenset(),
     "keeper": frozenset({"init", "store"}),
+    "logs": frozenset(),
     "rtnl": LOW,
     "ethtool": LOW,
     "ports": LOW | {"bond.document", "bond.reception"},
@@ -87,8 +88,8 @@ MAY: dict[str, frozenset[str]] = {
     "recovery": frozenset({"bond", "doors", "journal", "managers", "netlink", "paths"}),
     "assembly": frozenset({"bond", "client", "control", "datapath", "doors", "handover", "journal", "managers"})
     | {"netlink", "paths", "ports", "recovery", "sandbox", "service", "status", "steering", "store", "wire"},
-    "daemon": frozenset({"assembly", "bond", "client", "handover", "init", "keeper", "managers", "paths", "recovery"})
-    | {"sandbox", "steering", "store"},
+    "daemon": frozenset({"assembly", "bond", "client", "handover", "init", "keeper", "logs", "managers"})
+    | {"paths", "recovery", "sandbox", "steering", "store"},
     # the command
     "cli_events": frozenset({"client"}),
     "cli_ask": frozenset({"cli_events", "client", "paths"}),

@@ -554,13 +554,13 @@ async def adopt(
                 line.say("forwarding")
         waited = (time.monotonic_ns() - document.since) / 1e6
         stack.push_async_callback(service.shut)
-        with _dying_of_faults(desk, kit, alone=line is None):
+        with _dying_of_faults(desk, kit):
             if line is None:
                 service.came_back(death)
             desk.settled.clear()
             listening = socket.socket(fileno=descriptors["control"]) if "control" in descriptors else None
-            await desk.open(listening)
             stack.push_async_callback(desk.close)
+            await desk.open(listening)
             desk.changed()
             await service.reconcile(journal.load() if line is None else None)
             slaves = {slave.index for slave in service.snapshot().slaves}
@@ -575,16 +575,15 @@ async def adopt(
 
 
 @contextlib.contextmanager
-def _dying_of_faults(desk: Desk, kit: Kit, *, alone: bool) -> Iterator[None]:
+def _dying_of_faults(desk: Desk, kit: Kit) -> Iterator[None]:
     """What keeps a successor from taking up a bond must not undo it: the next one tries again.
 
-    Whoever starts them gives up one that keeps dying, and gives everything back.  `alone`: no process
-    before it is left.
+    Whoever starts them gives up one that keeps dying, and gives everything back.
     """
     try:
         yield
     except Exception as error:
-        if not alone or not kit.store.is_there:
+        if not kit.store.is_there:
             raise
         log.critical("%s: could not be taken up", desk.files, exc_info=error)
         kit.store.explain(error)

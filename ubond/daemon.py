@@ -12,18 +12,16 @@ import errno
 import gc
 import json
 import logging
-import logging.handlers
 import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ubond import init, paths
+from ubond import init, logs, paths
 from ubond.bond.events import DoorError
 from ubond.bond.options import OptionError, Refused
 from ubond.bond.spec import BondSpec
@@ -58,14 +56,14 @@ def start(spec: BondSpec, *, foreground: bool = False, keeper: bool = True) -> l
     JournalError when the bond cannot be brought up, and nothing is left behind.
     """
     if foreground and not keeper:
-        _log_to_stderr()
+        logs.to_stderr()
         _run_for_service_manager(spec)
         return []
     if paths.running(spec.name):
         raise Refused(errno.EEXIST, [f"{spec.name} is already running; take it down with: ubond down {spec.name}"])
     run = partial(_run, spec, foreground=foreground)
     if foreground:
-        _log_to_stderr()
+        logs.to_stderr()
         _keep_in_foreground(spec.name, run)
         return []
     return _start_in_background(spec.name, run, keeper=keeper)
@@ -78,7 +76,7 @@ def upgrade(bond: str) -> list[str]:
     """
     for left in reversed(range(UPGRADE_TRIES)):
         try:
-            return _start_in_background(bond, partial(_take_over, bond), keeper=True, patience=UPGRADE_PATIENCE)
+            return _start_in_background(bond, partial(_take_over, bond), adopts=True, patience=UPGRADE_PATIENCE)
         except ControlError as error:
             if error.errno != "ETIMEDOUT" or not left:
                 raise
@@ -116,10 +114,12 @@ def _with_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 # ── into the background and back with the outcome ────────────────────────────────────
 
 
-def _start_in_background(bond: str, run: Run, *, keeper: bool, patience: float | None = None) -> list[str]:
+def _start_in_background(
+    bond: str, run: Run, *, keeper: bool = True, adopts: bool = False, patience: float | None = None
+) -> list[str]:
     """Fork a daemon that does `run`, with or without a keeper; return when that says `ready`, with its notes.
 
-    It is killed if it has not come so far within `patience` seconds.
+    `adopts`: it goes on with a bond that runs.  It is killed if it has not come so far within `patience` seconds.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -128,8 +128,11 @@ def _start_in_background(bond: str, run: Run, *, keeper: bool, patience: float |
         _detach(writer)
         code = 1
         try:
-            _log_to_system()
-            code = _keep(bond, run, writer) if keeper else _be_the_daemon(bond, partial(run, Store()), writer)
+            logs.to_system()
+            if keeper:
+                code = _keep(bond, run, writer, adopts=adopts)
+            else:
+                code = _be_the_daemon(bond, partial(run, Store()), writer)
         finally:
             os._exit(code)
     os.close(writer)
@@ -158,31 +161,48 @@ def _keep_in_foreground(bond: str, run: Run) -> None:
 
 
 def _keep(
-    bond: str, run: Run, writer: int, on_ready: Callable[[], None] = lambda: None, *, foreground: bool = False
+    bond: str,
+    run: Run,
+    writer: int,
+    on_ready: Callable[[], None] = lambda: None,
+    *,
+    adopts: bool = False,
+    foreground: bool = False,
 ) -> int:
     """Be the keeper of a daemon that does `run`; return this process's exit code.
 
     `writer`: who started it waits there for the outcome; it is closed when that is written.
     """
-    with _tools(bond) as tools:
-        _load_all()
-        log.debug("%s: sandbox of the keeper: %s", bond, tools.confine(keeper=True))
+    with contextlib.ExitStack() as stack:
+        try:
+            tools = stack.enter_context(_tools(bond))
+            _load_all()
+            log.debug("%s: sandbox of the keeper: %s", bond, tools.confine(keeper=True))
+        except Exception as error:  # a version that is broken, say
+            _tell(writer, _outcome(error))
+            os.close(writer)
+            return 1
 
         def daemon(given: Inheritance) -> int:
+            if given.death and not keeper.was_ready:
+                os.close(writer)  # the keeper tells
             if DOCUMENT in given.descriptors:
                 go_on = partial(_go_on, given.store, tools, given.descriptors, given.death, foreground=foreground)
                 return _be_the_daemon(bond, go_on)
             return _be_the_daemon(bond, partial(run, given.store, tools=tools), writer)
 
         def ready() -> None:
+            if keeper.death:  # who was to tell is dead
+                with contextlib.suppress(OSError):  # so may be who asked
+                    _tell(writer, {"notes": [f"{bond}: its new daemon {keeper.death} and was started again"]})
             os.close(writer)
             on_ready()
 
-        keeper = Keeper(bond, daemon, ready)
+        keeper = Keeper(bond, daemon, ready, adopts=adopts)
         death = keeper.run()
         if not death:
             return 0
-        if not keeper.was_ready and keeper.code is not None:
+        if not keeper.was_ready and not keeper.has_tried_again and keeper.code is not None:
             os.close(writer)
             return 1  # it has told why
         bond = keeper.name or bond
@@ -191,8 +211,7 @@ def _keep(
         log.error("%s: its daemon %s; gave back %d interfaces", bond, death, count)
         if not keeper.was_ready:
             text = f"{bond}: its daemon {death} while starting; what it had taken is given back"
-            error = Refused(errno.ECHILD, [text])
-            _tell(writer, _outcome(error))
+            _tell(writer, _outcome(Refused(errno.ECHILD, [text])))
             os.close(writer)
         return 0 if keeper.asked_to_end and keeper.was_ready else 1
 
@@ -283,22 +302,6 @@ def _tell_service_manager() -> None:
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
-
-
-def _log_to_system() -> None:
-    """To the journal or syslog where there is one; `ubond history` keeps the lines in any case."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    root.handlers[:] = [logging.NullHandler()]
-    if os.path.exists("/dev/log"):
-        with contextlib.suppress(OSError):
-            handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
-            handler.setFormatter(logging.Formatter("ubond: %(message)s"))
-            root.handlers[:] = [handler]
 
 
 # ── the daemon itself ────────────────────────────────────────────────────────────────

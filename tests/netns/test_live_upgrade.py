@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.netns.world import (
     HOST4,
     PEER4,
     PEER6,
+    ROOT,
     Bond,
     Crossed,
     Sniffer,
@@ -544,6 +546,59 @@ def test_wherever_the_new_process_fails_the_old_one_goes_on_without_loss(world: 
         upgrade(bond)
         world.host.ping(PEER4)
     load.assert_whole()
+
+
+#: A version that dies when it takes up a bond that it already has, for as many times as there are bytes in a file.
+DYING = """
+import os
+from ubond.service import Service
+real = Service.reconcile
+async def reconcile(self, held=None):
+    with open({lives!r}, "r+") as file:
+        left = file.seek(0, 2)
+        file.truncate(max(0, left - 1))
+    if left:
+        {way}
+    await real(self, held)
+Service.reconcile = reconcile
+"""
+
+
+@pytest.mark.parametrize(("way", "death"), [
+    ("os.abort()", "was killed by signal 6 (SIGABRT)"),
+    ("raise ValueError('broken')", "ended with exit code 1 (ValueError: broken at sitecustomize.py:10)"),
+])  # fmt: skip
+def test_a_new_process_that_dies_when_it_has_begun_has_a_successor(
+    world: World, tmp_path: Path, way: str, death: str
+) -> None:
+    lives = tmp_path / "lives"
+    lives.write_text("xx")
+    (tmp_path / "sitecustomize.py").write_text(DYING.format(lives=str(lives), way=way))
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with world.bond("eth1", "eth2") as bond:
+        pid = bond.pid
+        world.host.ping(PEER4)
+        done = world.host.run(sys.executable, "-m", "ubond", "upgrade", "bond0", env=env)
+        assert f"its new daemon {death} and was started again" in done.stdout
+        assert bond.pid != pid
+        assert bond.ours["restarts"] == 2
+        world.host.ping(PEER4)
+
+
+def test_a_new_version_that_cannot_take_up_any_bond_is_given_up_and_gives_everything_back(
+    world: World, tmp_path: Path
+) -> None:
+    lives, before = tmp_path / "lives", world.picture()
+    lives.write_text("x" * 100)
+    (tmp_path / "sitecustomize.py").write_text(DYING.format(lives=str(lives), way="raise ValueError('broken')"))
+    world.ubond("up", "bond0", *world.nics)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = world.host.run(sys.executable, "-m", "ubond", "upgrade", "bond0", env=env, check=False)
+    assert done.returncode == 1
+    assert "ValueError: broken" in done.stderr
+    assert "while starting; what it had taken is given back" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert_as_before(before, world.picture)
 
 
 @pytest.mark.parametrize("request_", ["set", "down", "upgrade"])
