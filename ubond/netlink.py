@@ -37,7 +37,7 @@ from ubond.ethtool import Ethtool
 from ubond.gates import Gates, is_gate_of
 from ubond.paths import netns_cookie
 from ubond.rtnl import Events, Message, Requests, address_message, link_message, refusals
-from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, uppers
+from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, above, uppers
 from ubond.uppers import Link as Link
 from ubond.wire import MacAddr, pack_name, unpack_name
 
@@ -333,6 +333,10 @@ class Netlink:
     def link(self, index: int) -> Link | None:
         """The link of this index, as last announced."""
         return self._links.get(index)
+
+    def above(self, index: int) -> list[int]:
+        """Indices of what stands directly on a device, as last announced."""
+        return above(self._links, index)
 
     def uppers(self, bond: int) -> tuple[UpperFacts, ...]:
         """Whom to tell after a failover of the bond with this index: itself and all that stands on it."""

@@ -18,7 +18,7 @@ from ipaddress import IPv6Address
 
 from ubond import control
 from ubond.bond import core
-from ubond.bond.enslave import ARPHRD_ETHER
+from ubond.bond.enslave import ARPHRD_ETHER, read_mark
 from ubond.bond.events import (
     Action,
     ActionFailed,
@@ -45,6 +45,7 @@ from ubond.bond.events import (
     ReleaseRequested,
     Resumed,
     SlaveChecked,
+    SlaveFacts,
     SlaveGone,
     SlaveRenamed,
     SlaveReturned,
@@ -509,7 +510,7 @@ class Service:
         except DoorError:
             return
         if name in self.bond.snapshot().awaited and not self._ending:
-            self.feed(SlaveReturned(facts))
+            self.feed(SlaveReturned(self._placed(facts)))
 
     # ── the bond's own device ────────────────────────────────────────────────────────
 
@@ -757,8 +758,27 @@ class Service:
         # Setting the MAC that it has tells whether one can be set; a name that is taken already is not touched.
         if not self._has(slave) and facts.link_type == ARPHRD_ETHER and not facts.master and not facts.is_master:
             facts = replace(facts, mac_fixed=not await netlink.sets_mac(slave, facts.mac))
-        await self.feed(EnslaveRequested(facts, take_addresses))
+        await self.feed(EnslaveRequested(self._placed(facts), take_addresses))
         return facts.carrier
+
+    def _placed(self, facts: SlaveFacts) -> SlaveFacts:
+        """With whether it stands on this bond: what is sent on it would come back for ever.
+
+        Of a bond on a bond the kernel knows nothing, but the lower one's alias says whose slave it is.
+        """
+        netlink = self.doors.netlink
+        names = {link.name: link.index for link in netlink.links}
+        waiting, seen = [self.index], set[int]()
+        while waiting:
+            at = waiting.pop()
+            link = netlink.link(at)
+            if link is None or at in seen:
+                continue
+            seen.add(at)
+            waiting += netlink.above(at)
+            if (mark := read_mark(link.alias)) is not None:
+                waiting.append(names.get(mark.bond, 0))
+        return replace(facts, on_bond=facts.index in seen)
 
     async def wait_for_links(self, slaves: Sequence[str]) -> None:
         """Return when these new slaves have the link again that they had before, so that frames can flow."""

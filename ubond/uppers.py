@@ -109,6 +109,12 @@ def stacked(links: Mapping[int, Link], bond: int) -> Iterator[tuple[Link, Tags]]
         yield from climb(links[bond], ())
 
 
+def above(links: Mapping[int, Link], index: int) -> list[int]:
+    """Indices of what stands directly on a device: VLANs, macvlans and the like, and what it is a port of."""
+    found = [upper.index for upper in links.values() if upper.lower == index and upper.kind in STACKING]
+    return [*found, links[index].master] if index in links and links[index].master else found
+
+
 def uppers(
     links: Mapping[int, Link], addresses: Mapping[int, Iterable[Address]], bond: int
 ) -> tuple[UpperFacts, ...]:

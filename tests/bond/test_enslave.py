@@ -29,6 +29,7 @@ REFUSALS: list[Refusal] = [
     ({"master": 9, "master_kind": "bridge"}, errno.EBUSY,
      "Device is in use and cannot be enslaved (it belongs to a bridge)"),
     ({"alias": write_mark("bond7", mac(1), 1500, "")}, errno.EBUSY, "its alias says it is a slave of bond7"),
+    ({"on_bond": True}, errno.ELOOP, "Device stands on the bond itself"),
     ({"addresses": ("192.0.2.1/24", "2001:db8::1/64")}, errno.EBUSY,
      "Device has addresses: 192.0.2.1/24, 2001:db8::1/64; remove them or use --take-addresses"),
 ]  # fmt: skip

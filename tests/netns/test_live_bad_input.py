@@ -70,6 +70,26 @@ def test_a_bridge_port_and_a_bridge(world: World) -> None:
         world.host.ip("link", "del", "brx")
 
 
+def test_what_stands_on_the_bond_itself(world: World) -> None:
+    """A macvlan of the bond, and another bond that has it for a slave: frames would go round for ever."""
+    with world.bond("eth1", "--fail-over-mac", "active", addresses=False) as bond:
+
+        def is_refused(slave: str) -> None:
+            done = world.ubond("add", "bond0", slave, check=False)
+            assert done.returncode == FAILED, done.stderr
+            assert "Device stands on the bond itself" in done.stderr
+            assert bond.slaves == ["eth1"]
+
+        world.host.ip("link", "add", "mv0", "link", "bond0", "type", "macvlan", "mode", "bridge")
+        is_refused("mv0")
+        world.host.ip("link", "del", "mv0")
+        for lower, upper in (("bond0", "bond1"), ("bond1", "bond2")):
+            world.ubond("up", upper, lower, "--fail-over-mac", "active")
+            is_refused(upper)
+        for name in ("bond2", "bond1"):
+            world.ubond("down", name)
+
+
 def test_an_interface_with_addresses(world: World) -> None:
     world.host.ip("addr", "add", "10.77.0.1/24", "dev", "eth2")
     world.host.ip("addr", "add", "fd00:77::1/64", "dev", "eth2", "nodad")

@@ -122,6 +122,8 @@ def check(facts: SlaveFacts, bond: str, *, is_slave: bool, take_addresses: bool,
         raise refuse(E.EBUSY, "Device is in use and cannot be enslaved", f"it belongs to a {kind}")
     if name == bond:
         raise refuse(E.EPERM, "Cannot enslave bond to itself.")
+    if facts.on_bond:
+        raise refuse(E.ELOOP, "Device stands on the bond itself")
     mark = read_mark(facts.alias)
     if mark is not None and mark.bond != bond:
         detail = f"its alias says it is a slave of {mark.bond}; ubond restore {name} frees it"

@@ -51,7 +51,7 @@ class SlaveFacts:
     `features`: ethtool's feature names -> on, and `fixed` those that cannot be changed;
     `addr_gen_mode`: IFLA_INET6_ADDR_GEN_MODE, None without IPv6; `addresses`: CIDR texts,
     link-local IPv6 left out; `netns`: cookie of the namespace; `permanent`: IFLA_PERM_ADDRESS;
-    `mac_fixed`: its driver is known to set no MAC.
+    `mac_fixed`: its driver is known to set no MAC; `on_bond`: it stands on this bond.
     """
 
     name: str
@@ -79,6 +79,7 @@ class SlaveFacts:
     gso_max_segs: int = 65535
     netns: int = 0
     mac_fixed: bool = False
+    on_bond: bool = False
 
 
 @dataclass(frozen=True, slots=True)
