@@ -36,7 +36,7 @@ demo:
 
 test:
 	@tools/prepare test
-	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container and not long" $(TESTS)
+	@$(WORLD) $(PYTHON) -m pytest -m "not guest and not container" $(TESTS)
 
 kills:
 	@tools/prepare test
