@@ -1109,10 +1109,18 @@ cdef void tell_of_frames(fp_shared* s) noexcept nogil:
 
 
 cdef void tell_of_features(fp_shared* s, uint32_t port) noexcept nogil:
-    """Tell control when a slave's features are not those of the last look."""
+    """Tell control when a slave's features are not those of the last look, or it has been offered what it cannot send.
+
+    That is how another `gso_max_size` shows, which neither a message nor a reading of features tells of.
+    """
     cdef fp_link* l = &s.link[port]
     cdef uint64_t before = load_u64(&l.features), now = fp_features(s.probe, l.index, l.name)
-    if not now or now == before or not load_int(&l.open):
+    cdef int i
+    if not now:
+        return
+    for i in range(s.n_workers):
+        now += load_u64(&s.worker[i].port[port].count.tx_plain)
+    if now == before or not load_int(&l.open):
         return
     store_u64(&l.features, now)
     if before:

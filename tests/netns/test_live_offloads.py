@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tests.netns.test_live_traffic import features, tcp, udp_echo
 from tests.netns.world import HOST4, HOST6, PEER4, PEER6, Space, World, wait_until
+from ubond.service import LOOK_EVERY, LOOK_LAST
 
 pytestmark = [pytest.mark.netns, pytest.mark.needs("segmentation")]
 
@@ -131,3 +133,19 @@ def _noting(failures: list[BaseException], call: Callable[..., None], *words: An
         call(*words)
     except BaseException as error:      # told by the test itself
         failures.append(error)
+
+
+def test_a_bond_at_rest_follows_a_bound_that_nothing_tells_of() -> None:
+    """The kernel announces no other `gso_max_size`, and it is no feature: it shows by what a slave cannot send."""
+    with World(2) as world, world.bond() as bond:
+        bond.wait_active("eth1")
+        world.host.ping(PEER4)
+        time.sleep(2 * LOOK_EVERY + LOOK_LAST + 1)  # then nobody looks by himself any more
+        bound(world.host, "eth1", False)
+
+        def follows() -> bool:
+            tcp(world.host, world.peer, PEER4, SIZE)
+            return not is_whole(world.host, "bond0")
+
+        wait_until(follows, 20, "the bond offers no more than the slave can send")
+        both_ways(world)
