@@ -69,7 +69,7 @@ class Script:
 
     def snapshot(self) -> Any:
         return SimpleNamespace(name="bond0", options=OPTIONS, slaves=self.slaves, targets=(), awaited=self.awaited,
-                               up=True, mac=MAC, mtu=1500, uppers=())
+                               up=True, carrier=True, mac=MAC, mtu=1500, uppers=())
 
 
 class Doors:

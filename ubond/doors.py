@@ -183,6 +183,8 @@ class Doors(SlaveDoors):
         self.offload = 0
         self._steered = False
         self._gso: tuple[int, int] | None = None
+        self.carrier_told: tuple[bool | None, int] = None, 0
+        """What the bond's device was told last, and how often it was told anything."""
         self.bond_is_there = True
         """False once somebody has deleted or moved the bond's device: what is asked of it is done."""
 
@@ -215,6 +217,7 @@ class Doors(SlaveDoors):
             case SetBondCarrier(carrier):
                 if self.bond_is_there:
                     self.tap.set_carrier(carrier)
+                    self.carrier_told = carrier, self.carrier_told[1] + 1
             case SendFrames(slave, frames, _):
                 for frame in frames:
                     self._send(slave, frame)

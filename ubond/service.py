@@ -24,6 +24,7 @@ from ubond.bond.events import (
     ActionFailed,
     ActiveChanged,
     ArpSeen,
+    BondCarrierChanged,
     BondClosed,
     BondMacChanged,
     BondMtuChanged,
@@ -446,7 +447,8 @@ class Service:
             # Which groups are joined is not announced, and probing gives no warning of a failover.
             self._refresh_uppers()
         link, seen = self.doors.netlink.link(self.index), self.bond.snapshot()
-        if link is not None and (link.up, link.mac, link.mtu) != (seen.up, seen.mac, seen.mtu):
+        wanted = seen.up, seen.mac, seen.mtu, seen.up and seen.carrier
+        if link is not None and (link.up, link.mac, link.mtu, link.carrier) != wanted:
             self._bond_changed(link)
 
     def _pause_now(self) -> float | None:
@@ -529,13 +531,14 @@ class Service:
             self.feed(BondOpened())
         elif seen.up and not link.up:
             self.feed(BondClosed())
-        if link.mac != seen.mac or link.mtu != seen.mtu:
+        if link.mac != seen.mac or link.mtu != seen.mtu or (link.up and link.lower_up is not seen.carrier):
             self._loop.create_task(self._compare_bond())
         self._uppers_soon()
 
     async def _compare_bond(self) -> None:
-        """Somebody changed the bond's MAC or MTU, or a message from before our own change came late."""
+        """Somebody changed the bond's MAC, MTU or carrier, or a message from before our own change came late."""
         await self._queue.join()
+        told = self.doors.carrier_told
         try:
             facts = await self.doors.netlink.facts(self.doors.tap.name)
         except DoorError:
@@ -544,6 +547,8 @@ class Service:
             self._attempt(BondMacChanged(facts.mac))
         if facts.mtu != self.bond.snapshot().mtu:
             self._attempt(BondMtuChanged(facts.mtu))
+        if facts.up and told == self.doors.carrier_told and told[0] is not None and facts.carrier is not told[0]:
+            self.feed(BondCarrierChanged(facts.carrier))
 
     def _attempt(self, event: Event) -> None:
         try:

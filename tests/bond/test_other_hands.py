@@ -301,3 +301,24 @@ def test_one_that_was_up_and_returns_while_it_is_not_yet_up_is_given_back_up() -
     comes_back(rig, up=False)
     rig.release("b")
     assert rig.world.nics["b"].facts.up
+
+
+def test_the_bonds_carrier_is_put_right_and_a_fight_about_it_is_left_alone_for_a_while() -> None:
+    rig = opened("a", "b")
+
+    def switched_off() -> list[ev.Action]:
+        return [each for each in rig.do(ev.BondCarrierChanged(False)) if isinstance(each, ev.SetBondCarrier)]
+
+    for _ in range(3):
+        assert switched_off() == [ev.SetBondCarrier(True)]
+    assert switched_off() == []
+    assert switched_off() == []
+    assert [line.rpartition(": ")[2] for line in told(rig, "carrier is off, not on")] == [
+        *["changed by somebody else, putting it right"] * 3,
+        "somebody changes it again and again, leaving it alone for 60 s",
+    ]
+    assert dict(rig.bond.snapshot().repairs) == {"carrier": 3}
+    rig.now += PAUSE_NS
+    assert switched_off() == [ev.SetBondCarrier(True)]
+    rig.do(ev.BondCarrierChanged(True))
+    assert dict(rig.bond.snapshot().repairs) == {"carrier": 4}

@@ -514,6 +514,21 @@ def test_a_slave_that_returns_while_the_bond_is_taken_down_is_not_left_enslaved(
         assert "bond0" not in world.host.links()
 
 
+def test_the_bonds_carrier_switched_off_is_switched_on_again(world: World) -> None:
+    with world.bond() as bond:
+        world.host.ping(PEER4)
+        for count in (1, 2):
+            world.host.ip("link", "set", "bond0", "carrier", "off")
+            wait_until(lambda count=count: bond.ours["repairs"].get("carrier") == count, what="it is put right")
+            wait_until(lambda: world.host.reaches(PEER4), what="traffic")
+        world.pull("eth1")
+        world.pull("eth2")
+        wait_until(lambda: not world.host.carrier("bond0"), what="no carrier of our own")
+        world.host.ip("link", "set", "bond0", "carrier", "on")
+        wait_until(lambda: bond.ours["repairs"].get("carrier") == 3, what="it is switched off again")
+        comes_to_rest(bond.pid)
+
+
 # ── names that are no text ───────────────────────────────────────────────────────────
 
 #: No UTF-8, as Python writes it; what ends a line for Python; what ends a word.

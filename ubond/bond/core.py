@@ -38,6 +38,7 @@ from ubond.bond.events import (
     ActiveChanged,
     AnnounceSeen,
     ArpSeen,
+    BondCarrierChanged,
     BondClosed,
     BondMacChanged,
     BondMtuChanged,
@@ -301,6 +302,9 @@ class Bond:
                 probing.restart(state, now)
             case BondMacChanged(mac):
                 device.follow_mac(state, mac, out)
+            case BondCarrierChanged(carrier):
+                if state.up and carrier is not state.carrier and device.minds_carrier(state, carrier, out):
+                    self._carrier_told = None
             case BondMtuChanged(mtu):
                 device.follow_mtu(state, mtu, out)
             case ActionFailed():

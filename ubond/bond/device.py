@@ -7,6 +7,7 @@ from dataclasses import replace
 from ubond.bond import enslave, failover, modes
 from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
 from ubond.bond.options import FailOverMac, Mode
+from ubond.bond.quarrel import FIGHT_NS, SECOND, Quarrel
 from ubond.bond.slave import Slave
 from ubond.bond.state import MacKind, State
 from ubond.bond.transaction import Transaction
@@ -55,6 +56,27 @@ def follow_mac(state: State, mac: MacAddr, out: Transaction) -> None:
                 slave.mac = slave.mac_before or before
 
     out.recovery = recover
+
+
+def minds_carrier(state: State, carrier: bool, out: Transaction) -> bool:
+    """Somebody switched the carrier of the bond's device: whether it is put right; told, unless the quarrel is old."""
+    quarrel = state.carrier_quarrel
+    if quarrel.fight and out.now >= quarrel.until + FIGHT_NS:
+        quarrel = state.carrier_quarrel = Quarrel(quarrel.repairs)  # nobody has for long
+    words = "off", "on"
+    change = f"carrier is {words[carrier]}, not {words[not carrier]}"
+    if quarrel.may_repair(out.now):
+        state.repairs["carrier"] = state.repairs.get("carrier", 0) + 1
+        if not quarrel.fight:
+            out.log(Level.WARNING, f"{change}: changed by somebody else, putting it right")
+        return True
+    if out.now >= quarrel.until:
+        first = not quarrel.fight
+        quarrel.back_off(out.now)
+        if first:
+            pause = quarrel.pause // SECOND
+            out.log(Level.ERROR, f"{change}: somebody changes it again and again, leaving it alone for {pause} s")
+    return False
 
 
 def follow_mtu(state: State, mtu: int, out: Transaction) -> None:

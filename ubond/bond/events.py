@@ -144,6 +144,13 @@ class BondMtuChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BondCarrierChanged:
+    """Somebody gave the bond's device this carrier, which is not what it was told."""
+
+    carrier: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BondRenamed:
     """The bond's device has this name now."""
 
@@ -540,7 +547,7 @@ class Moved:
 
 
 Event = (
-    BondOpened | BondClosed | BondMacChanged | BondMtuChanged | UppersChanged | EnslaveRequested
+    BondOpened | BondClosed | BondMacChanged | BondMtuChanged | BondCarrierChanged | UppersChanged | EnslaveRequested
     | Enslaved | ReleaseRequested | SlaveGone | SlaveRenamed | CarrierChanged | SpeedRead | LinkDead
     | OptionWritten | Woken | ActionFailed | BondRenamed | SlaveChecked | SlaveReturned
     | RoutesRead | GatewaysRead | Listened | Resumed | ArpSeen

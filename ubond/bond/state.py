@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ubond.bond.document import GIVEN
 from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, TargetRoute, UpperFacts
+from ubond.bond.quarrel import Quarrel
 from ubond.bond.settings import Settings
 from ubond.bond.slave import Slave
 from ubond.bond.transaction import Transaction
@@ -87,7 +88,8 @@ class State:
     `sender`: who the last decision said should send, to see when that changes;
     `forced`: the primary was just named and takes over whatever `primary_reselect` says;
     `carrier`: the bond's; `up`: administratively;
-    `awaited`: slaves that vanished, by name; `repairs`: how often what was put right.
+    `awaited`: slaves that vanished, by name; `repairs`: how often what was put right;
+    `carrier_quarrel`: about the carrier of its device.
     """
 
     name: str
@@ -110,6 +112,7 @@ class State:
     mac_before: MacAddr | None = None
     awaited: dict[str, Awaited] = field(default_factory=dict)
     repairs: dict[str, int] = field(default_factory=dict)
+    carrier_quarrel: Quarrel = field(default_factory=Quarrel)
     probing: Probing = field(default_factory=Probing)
     clients: Clients = field(default_factory=Clients)
     taught: int | None = None
