@@ -29,7 +29,7 @@ LACKS: dict[str, dict[str, str]] = {
         "tags unasked": "QEMU's virtio-net drops 802.1Q tags of VLANs that nobody has asked it for",
         "indexes": "an emulated NIC's index is the kernel's choice",
         "renaming": _RENAMING,
-        "room in rings": "QEMU empties a ring when its main loop comes to it, at times later than the 2 ms that ubond waits",
+        "room in rings": "QEMU's main loop empties a ring, and comes to it later than after 2 ms at times",
     },
     "e1000": {
         "cgroups": "the machine has none, and what systemd does with the units has nothing to do with the NICs",
