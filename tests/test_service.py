@@ -9,6 +9,7 @@ import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import uvloop
@@ -23,7 +24,9 @@ from ubond.bond.events import (
     ActiveChanged,
     BondClosed,
     BondOpened,
+    CarrierChanged,
     DoorError,
+    Enslaved,
     Event,
     Level,
     Log,
@@ -32,6 +35,7 @@ from ubond.bond.events import (
     SetBondMac,
     SlaveChecked,
     SlaveFacts,
+    Then,
     UppersChanged,
     Woken,
 )
@@ -331,3 +335,31 @@ def test_an_alarm_rings_once_at_the_earliest_time_that_was_asked_for() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(ask())
+
+
+def test_a_new_slave_has_the_carrier_that_the_kernel_says_whatever_the_watch_has_read_and_reads_meanwhile() -> None:
+    """The watch looks all the time: until it is told what is true, it says after each of our glances something else."""
+    told: list[datapath.CarrierRead] = []
+    believed: list[bool] = []
+
+    def news() -> list[datapath.CarrierRead]:
+        said = told[:]
+        told[:] = [] if believed else [datapath.CarrierRead("eth1", False, 1)]
+        return said
+
+    async def story() -> None:
+        doors, enslaved = Doors(), Enslaved(SlaveFacts("eth1", 7, MAC, 1500, True, True))
+        doors.netlink.glance = AsyncMock(return_value=enslaved.facts)
+        doors.datapath.news, doors.datapath.diverted = news, list
+        doors.datapath.look = lambda slave: None
+        doors.datapath.believe = lambda slave, carrier: believed.append(carrier)
+        study = Script(BondOpened=[Then(enslaved)])
+        service = Service(study, doors)  # type: ignore[arg-type]
+        told.append(datapath.CarrierRead("eth1", False, 1))
+        await service.feed(BondOpened())
+        service._datapath_news()
+        assert believed == [True]
+        assert enslaved in study.seen
+        assert not any(isinstance(event, CarrierChanged) for event in study.seen)
+
+    asyncio.run(story())

@@ -675,14 +675,15 @@ class Service:
         """What follows from an event that a transaction ends with belongs to it."""
         if isinstance(event, Enslaved):
             facts = await self.doors.netlink.glance(event.facts.name)
-            self._datapath_news()  # what the watch told of it so far is nobody's news
+            # What the watch has read before is old, and the kernel's running flag, which it asks at a rise, may
+            # lag by a second; whether frames pass at this moment the kernel has just said.  First that, and then away
+            # with what the watch has told: the other way round it could tell once more in between.
+            self.doors.datapath.believe(facts.name, facts.carrier)
+            self._datapath_news()
             self._indices[facts.name] = facts.index
             event = replace(event, facts=facts)
         transaction.actions.extend(self.bond.handle(event, time.monotonic_ns()))
         if isinstance(event, Enslaved):
-            # What the watch has read before is old, and the kernel's running flag, which it asks at a rise, may
-            # lag by a second; whether frames pass at this moment the kernel has just said.
-            self.doors.datapath.believe(facts.name, facts.carrier)
             self.doors.datapath.look(facts.name)
             self._filters_soon()    # the lists may have changed while it was on its way
         self._rearm()
