@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -178,4 +179,18 @@ def test_the_hosts_own_requests_are_answered_and_leave_clients_where_they_were(
         assert ours, "requests name the bond's MAC"
         macs = set(slaves_macs(world, bond).values())
         assert {bytes(frame[6:12]).hex(":") for frame in ours} <= macs
+        wait_until(lambda: set(told(clients)) == macs, 15, "all are told again whom they had")
+
+
+def test_clients_that_would_not_hear_an_update_so_soon_get_another(place: tuple[World, list[Space]]) -> None:
+    """The host asks twice, so that the update after the first request is within Linux's second of the other one."""
+    world, clients = place
+    with world.bond(*ALB) as bond:
+        asked(clients)
+        wait_until(lambda: len(set(told(clients))) == 3, 10, "three slaves")
+        world.host.ip("neigh", "flush", "dev", "bond0")
+        for number in range(2):
+            wait_until(lambda number=number: world.host.reaches(address(number)), what="a client answers")
+            time.sleep(1.6)
+        macs = set(slaves_macs(world, bond).values())
         wait_until(lambda: set(told(clients)) == macs, 15, "all are told again whom they had")

@@ -43,6 +43,9 @@ ARP = "ARP for receive load balancing"
 PAUSE = 2_100_000_000
 #: Rounds after the first one when a slave failed or MACs were swapped: a client may not hear one of them.
 AGAIN = 3
+#: ns for which a client may be deaf after a request: Linux takes no other MAC from a reply within a second of the last
+#: word (its neighbour table's locktime).
+DEAF = 1_500_000_000
 
 
 def send(state: State, frame: bytes, out: Transaction) -> None:
@@ -184,6 +187,8 @@ def _hear_of_the_bond(state: State, own: bytes, now: int) -> None:
             client.stale = True
     if clients.not_before <= now:
         clients.not_before = now + PAUSE
+    elif clients.not_before < now + DEAF:
+        clients.again = max(clients.again, 1)   # the next round may come too soon for them
 
 
 def _follow(state: State, out: Transaction) -> None:
