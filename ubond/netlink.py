@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _MAX_NAME = 15
+#: The longest queue of a device that every kernel that we know takes.
+TXQLEN_MAX = 32767
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 
 
@@ -230,8 +232,16 @@ class Netlink:
         await self._set(name, "addr_gen_mode", AF_SPEC=inet6)
 
     async def set_txqlen(self, name: str, frames: int) -> None:
-        """Bound how many frames wait to be read.  By netlink: the ioctl is refused in user namespaces."""
-        await self._set(name, "txqlen", TXQLEN=frames)
+        """Bound how many frames wait to be read.  By netlink: the ioctl is refused in user namespaces.
+
+        Some kernels (Debian 12's 6.1) take no more than `TXQLEN_MAX`: then it is that.
+        """
+        try:
+            await self._set(name, "txqlen", TXQLEN=frames)
+        except DoorError as error:
+            if error.errno != errno.ERANGE or frames <= TXQLEN_MAX:
+                raise
+            await self._set(name, "txqlen", TXQLEN=TXQLEN_MAX)
 
     async def set_gso(self, name: str, max_size: int, max_segs: int) -> None:
         """Bound what the stack hands to an interface in one frame: bytes and segments."""
