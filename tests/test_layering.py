@@ -69,7 +69,7 @@ MAY: dict[str, frozenset[str]] = {
     "gate_bridge": LOW | {"rtnl"},
     "gates": LOW | {"gate_bridge", "gate_clsact", "gate_nft", "rtnl"},
     "netlink": LOW | {"addresses", "ethtool", "gates", "paths", "rtnl", "uppers"},
-    "journal": LOW | {"bond.spec", "paths"},
+    "journal": LOW | {"paths"},
     "doors": LOW | {"bond.document", "bond.reception", "bond.table", "datapath", "filters", "gates", "journal"}
     | {"netlink", "ports", "steering"},
     # library

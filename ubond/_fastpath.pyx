@@ -1301,7 +1301,6 @@ cdef class Engine:
         cdef uint32_t i
         cdef fp_link* l
         cdef int k
-        cdef bytes raw = name.encode("utf-8", "surrogateescape")
         if len(fds) != self.shared.n_workers:
             raise ValueError("one socket for each worker")
         for i in range(MAX_SLAVES):
@@ -1314,19 +1313,20 @@ cdef class Engine:
         l.reading = -1
         store_u64(&l.features, 0)
         l.dead_under = 0
-        self._name(l, raw)
+        self._name(l, name)
         for k in range(self.shared.n_workers):
             open_port(&self.shared.worker[k].port[i], fds[k], plain_fd)
         store_int(&l.open, 1)
         return i
 
-    cdef _name(self, fp_link* l, bytes raw):
+    cdef _name(self, fp_link* l, str name):
+        cdef bytes raw = name.encode("utf-8", "surrogateescape")
         memset(l.name, 0, 16)
         strncpy(l.name, raw, 15)
 
     def rename_port(self, int port, str name):
         """The slave's interface has another name now."""
-        self._name(&self.shared.link[port], name.encode("utf-8", "surrogateescape"))
+        self._name(&self.shared.link[port], name)
 
     def listen(self, int port):
         """Begin to receive on a port, once a published table names it."""

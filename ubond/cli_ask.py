@@ -15,7 +15,7 @@ from typing import Any
 from ubond import paths
 from ubond.client import FAILED, NO_BOND, NOT_PERMITTED, USAGE, Client, ControlError
 
-#: The longest name of an interface (`bond.spec.NAME_MAX`, not imported for the time it takes).
+#: The longest name of an interface (`wire.NAME_MAX`, not imported for the time it takes).
 IFNAME_MAX = 15
 
 

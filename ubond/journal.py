@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ubond.bond.events import DoorError, Held, Moved
-from ubond.bond.spec import is_possible_name
 from ubond.paths import RuntimeDirError, check_directory, fresh
-from ubond.wire import MacAddr
+from ubond.wire import MacAddr, is_possible_name
 
 #: Version of the file's layout.
 VERSION = 1

@@ -39,12 +39,11 @@ from ubond.paths import netns_cookie
 from ubond.rtnl import Events, Message, Requests, address_message, link_message, refusals
 from ubond.uppers import ETH_P_8021Q, IFF_LOOPBACK, IFF_MASTER, IFF_UP, Address, above, uppers
 from ubond.uppers import Link as Link
-from ubond.wire import MacAddr, pack_name, unpack_name
+from ubond.wire import MacAddr, is_possible_name, unpack_name
 
 log = logging.getLogger(__name__)
 
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
-_MAX_NAME = 15
 #: The longest queue of a device that every kernel that we know takes.
 TXQLEN_MAX = 32767
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
@@ -371,13 +370,13 @@ class Netlink:
     # ── how it is done ───────────────────────────────────────────────────────────────
 
     async def _read_link(self, name: str) -> Message:
-        if not _is_a_name(name):
+        if not is_possible_name(name):
             raise DoorError("RTM_GETLINK", errno.ENODEV, name)
         message = link_message(IFNAME=name, EXT_MASK=_SKIP_STATISTICS)
         return await self._requests.ask("RTM_GETLINK", RTM_GETLINK, message, name)
 
     def _index(self, name: str) -> int:
-        if not _is_a_name(name):
+        if not is_possible_name(name):
             raise DoorError("SIOCGIFINDEX", errno.ENODEV, name)
         return self._ethtool.index(name)
 
@@ -392,7 +391,7 @@ class Netlink:
 
     async def _set(self, name: str, what: str, flags: int = 0, change: int = 0, **attributes: object) -> None:
         # By its name in one message: an index asked for before could be another interface's by now.
-        if not _is_a_name(name):
+        if not is_possible_name(name):
             raise DoorError(f"RTM_SETLINK {what}", errno.ENODEV, name)
         message = link_message(0, flags, change, IFNAME=name, **attributes)
         await self._requests.tell(f"RTM_SETLINK {what}", RTM_SETLINK, message, name)
@@ -475,11 +474,6 @@ class Netlink:
         for index in before.keys() | addresses.keys():
             if before.get(index, {}) != addresses.get(index, {}):
                 self._address_news(index)
-
-
-def _is_a_name(name: str) -> bool:
-    """Whether an interface can be called so."""
-    return 0 < len(pack_name(name)) <= _MAX_NAME
 
 
 def _mac(text: str | None) -> MacAddr | None:

@@ -97,13 +97,11 @@ def stacked(links: Mapping[int, Link], bond: int) -> Iterator[tuple[Link, Tags]]
             return
         seen.add(link.index)
         yield link, tags
-        for upper in links.values():
-            if upper.lower == link.index and upper.kind in STACKING:
+        for index in above(links, link.index):
+            upper = links.get(index)
+            if upper is not None and (index != link.master or upper.kind == "bridge"):
                 # A frame leaves through the topmost device first: its tag is the innermost.
                 yield from climb(upper, (*tags, upper.vlan) if upper.vlan else tags)
-        bridge = links.get(link.master)
-        if bridge is not None and bridge.kind == "bridge":
-            yield from climb(bridge, tags)
 
     if bond in links:
         yield from climb(links[bond], ())

@@ -58,6 +58,9 @@ class MacAddr(bytes):
 
 BROADCAST = MacAddr(b"\xff" * 6)
 
+#: Bytes of an interface's name: IFNAMSIZ less the final zero.
+NAME_MAX = 15
+
 
 def pack_name(name: str) -> bytes:
     """The bytes of an interface's name or alias.
@@ -70,6 +73,13 @@ def pack_name(name: str) -> bytes:
 def unpack_name(name: str | bytes | None) -> str:
     """The text for it, empty for none."""
     return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name or ""
+
+
+def is_possible_name(name: str) -> bool:
+    """Whether the kernel may call an interface so, also if nobody can type it."""
+    packed = pack_name(name)
+    return 0 < len(packed) <= NAME_MAX and name not in (".", "..") and not set(packed) & set(b"/:\0 \t\n\v\f\r")
+
 
 ETH_IPV4, ETH_ARP, ETH_RARP, ETH_IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
 ETH_LOOPBACK = 0x9000

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import MappingProxyType
 
+from ubond.wire import NAME_MAX, pack_name
 from ubond.wire import MacAddr as MacAddr
-from ubond.wire import pack_name
 
-#: IFNAMSIZ less the final zero.
-NAME_MAX = 15
 #: What may close a slave to its own stack; `auto` takes the first of the others that can be had.
 GATES = ("auto", "clsact", "nft", "bridge")
 WORKERS_MAX = 16
@@ -39,12 +37,6 @@ def check_name(name: str) -> str:
         if char in "/:%" or char.isspace() or not char.isprintable():
             raise SpecError(f"{name!r} cannot be an interface name: {char!r} is not allowed in it")
     return name
-
-
-def is_possible_name(name: str) -> bool:
-    """Whether the kernel may call an interface so, also what `check_name` refuses because nobody can type it."""
-    packed = pack_name(name)
-    return 0 < len(packed) <= NAME_MAX and name not in (".", "..") and not set(packed) & set(b"/:\0 \t\n\v\f\r")
 
 
 @dataclass(frozen=True, slots=True)
