@@ -35,6 +35,7 @@ from ubond.bond.events import (
     SetBondMac,
     SlaveChecked,
     SlaveFacts,
+    SpeedRead,
     Then,
     UppersChanged,
     Woken,
@@ -363,3 +364,110 @@ def test_a_new_slave_has_the_carrier_that_the_kernel_says_whatever_the_watch_has
         assert not any(isinstance(event, CarrierChanged) for event in study.seen)
 
     asyncio.run(story())
+
+
+class Rising:
+    """A hall with one slave, whose link the watch tells of and whose speed is read when the test lets it."""
+
+    def __init__(self) -> None:
+        self.doors, self.study = Doors(), Script()
+        self.study.slaves = (SimpleNamespace(name="eth1", index=7),)
+        self.answer = asyncio.Event()
+        self.fails = False
+        self.doors.netlink.speed = self._speed
+        self.doors.rename = lambda old, new: None  # type: ignore[attr-defined]
+        self.told: list[datapath.CarrierRead] = []
+        self.doors.datapath.news, self.doors.datapath.diverted = self._news, list
+        self.doors.datapath.counters, self.doors.datapath.released = dict, dict
+        self.doors.datapath.totals = lambda: {"no_slave": 0}
+        self.doors.filters_followed = AsyncMock()  # type: ignore[attr-defined]
+        self.hall = Service(self.study, self.doors)  # type: ignore[arg-type]
+
+    async def _speed(self, name: str) -> tuple[int, int]:
+        await self.answer.wait()
+        if self.fails:
+            raise DoorError("ETHTOOL_GLINKSETTINGS", 19, name)
+        return 10_000, 1
+
+    def _news(self) -> list[datapath.CarrierRead]:
+        said, self.told = self.told, []
+        return said
+
+    def reads(self, carrier: bool) -> None:
+        self.told.append(datapath.CarrierRead("eth1", carrier, 1))
+        self.hall._datapath_news()
+
+    async def heard(self, count: int) -> list[Event]:
+        """What the study hears of the link, when it has heard so much; and nothing more follows."""
+        kinds = CarrierChanged, SpeedRead
+        async with asyncio.timeout(10):
+            while len([event for event in self.study.seen if isinstance(event, kinds)]) < count:
+                await asyncio.sleep(0.001)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return [event for event in self.study.seen if isinstance(event, kinds)]
+
+
+SPEED = SpeedRead("eth1", 10_000, 1)
+RISEN, FALLEN = CarrierChanged("eth1", True), CarrierChanged("eth1", False)
+
+
+def test_who_rises_is_known_by_its_speed_before_it_may_be_chosen() -> None:
+    async def story() -> None:
+        rising = Rising()
+        rising.reads(True)
+        await asyncio.sleep(0)
+        assert rising.study.seen == []
+        assert not await rising.hall.stand_still()
+        rising.answer.set()
+        assert await rising.heard(2) == [SPEED, RISEN]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_link_does_not_wait_for_a_speed_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    async def story() -> None:
+        rising = Rising()
+        rising.fails = fails
+        if fails:
+            rising.answer.set()
+        else:
+            monkeypatch.setattr(service, "SPEED_PATIENCE", 0.001)
+        rising.reads(True)
+        assert await rising.heard(1) == [RISEN]
+        rising.answer.set()     # the late one is taken in all the same
+        assert fails or await rising.heard(2) == [RISEN, SPEED]
+
+    asyncio.run(story())
+
+
+def test_what_rose_and_fell_while_its_speed_was_read_has_not_risen() -> None:
+    async def story() -> None:
+        rising = Rising()
+        rising.reads(True)
+        rising.reads(False)
+        rising.reads(True)
+        rising.reads(False)
+        assert await rising.heard(2) == [FALLEN, FALLEN]
+        rising.answer.set()
+        await asyncio.sleep(0.01)
+        assert RISEN not in await rising.heard(2)
+
+    asyncio.run(story())
+
+
+def test_what_rises_under_another_name_or_is_released_meanwhile() -> None:
+    async def story(*, released: bool) -> list[Event]:
+        rising = Rising()
+        rising.reads(True)
+        await asyncio.sleep(0)
+        if released:
+            await rising.hall.release("eth1")
+        else:
+            rising.hall._slave_renamed("eth1", "eth9", 7)
+        rising.answer.set()
+        return await rising.heard(0 if released else 2)
+
+    assert asyncio.run(story(released=False)) == [SpeedRead("eth9", 10_000, 1), CarrierChanged("eth9", True)]
+    assert asyncio.run(story(released=True)) == []

@@ -76,6 +76,8 @@ US, MS = 1_000, 1_000_000
 KEEP_LINES = 1000
 #: A carrier read so soon after a link message was found by that message.
 HINT_NS = 50 * MS
+#: Seconds that a link which has come waits for its speed: another may hold the kernel's lock on all links.
+SPEED_PATIENCE = 0.05
 #: Seconds between two looks at what no message tells of: features, gates, slaves that may come back.  When nothing has
 #: happened before one, a last one follows after so many: the watch has begun to tell of features by then.
 LOOK_EVERY, LOOK_LAST = 5.0, 10.0
@@ -160,6 +162,7 @@ class Service:
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
         self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
+        self._rising: dict[int, asyncio.Task[None]] = {}
         self._scout = Scout(doors.netlink, self.index, lambda: self.bond.snapshot().targets, self._found)
         self._followed: tuple[object, ...] = ()
         self._shared_mac: frozenset[bytes] = frozenset()
@@ -178,12 +181,12 @@ class Service:
         """
         await self._queue.join()
         await self.doors.filters_followed()
-        if self._under_way or self._ending or self.gone.is_set():
+        if self._under_way or self._rising or self._ending or self.gone.is_set():
             return False
         self._standing = True
         self.doors.datapath.pause()
         self._datapath_news()  # may lead to a table, which the worker that stands has not seen
-        if self.doors.datapath.settled and not self._under_way:
+        if self.doors.datapath.settled and not self._under_way and not self._rising:
             return True
         self.go_on()
         return False
@@ -369,14 +372,31 @@ class Service:
             self.feed(ArpSeen(slave, frame))
 
     def _carrier(self, slave: str, carrier: bool) -> None:
+        hinted = time.monotonic_ns() - self._hinted.pop(slave, 0) < HINT_NS
+        source = "netlink" if hinted else "poll"
+        index = self._indices[slave]
+        self._forget_rise(index)
         if carrier:
-            self._loop.create_task(self._read_speed(slave))
+            self._rising[index] = self._loop.create_task(self._rise(index, source))
         else:
             self._trouble()
-        hinted = time.monotonic_ns() - self._hinted.pop(slave, 0) < HINT_NS
-        self.feed(CarrierChanged(slave, carrier, "netlink" if hinted else "poll"))
+            self.feed(CarrierChanged(slave, False, source))
+
+    async def _rise(self, index: int, source: str) -> None:
+        """A slave's link has come: read its speed, which may decide who is active, before the study hears of it."""
+        read = self._loop.create_task(self._read_speed(index))
+        await asyncio.wait([read], timeout=SPEED_PATIENCE)
+        del self._rising[index]
+        if (slave := self._slave_at(index)) is not None:
+            self.feed(CarrierChanged(slave, True, source))
+
+    def _forget_rise(self, index: int) -> None:
+        """What rose and fell again, or is a slave no more, has not risen."""
+        if (rise := self._rising.pop(index, None)) is not None:
+            rise.cancel()
 
     def _dead(self, slave: str, stand_in: str | None) -> None:
+        self._forget_rise(self._indices[slave])
         self._trouble()
         self.doors.datapath.believe(slave, False)
         before = self.doors.datapath.generation
@@ -391,12 +411,14 @@ class Service:
         self._drops_before = self._drops()
         self._refresh_uppers()
 
-    async def _read_speed(self, slave: str) -> None:
+    async def _read_speed(self, index: int) -> None:
+        if (slave := self._slave_at(index)) is None:
+            return
         try:
             speed, duplex = await self.doors.netlink.speed(slave)
         except DoorError:
             return
-        if self._has(slave):
+        if (slave := self._slave_at(index)) is not None:
             self.feed(SpeedRead(slave, speed, duplex))
 
     def _netlink_news(self, change: Change) -> None:
@@ -566,10 +588,15 @@ class Service:
 
     def _slaves_gone(self, *gone: SlaveGone) -> None:
         for each in gone:
-            del self._indices[each.slave]
-            self._hinted.pop(each.slave, None)
+            self._forget(each.slave)
             self._tell(Log(Level.WARNING, f"interface {each.why}; releasing it", each.slave))
         self._feed_as_one(gone)
+
+    def _forget(self, slave: str) -> None:
+        """This one is no slave any more; nothing that is under way about it counts."""
+        if (index := self._indices.pop(slave, None)) is not None:
+            self._forget_rise(index)
+        self._hinted.pop(slave, None)
 
     def _bond_gone(self, why: str) -> None:
         if not self.gone.is_set():
@@ -627,6 +654,10 @@ class Service:
 
     def _has(self, slave: str) -> bool:
         return slave in self._indices
+
+    def _slave_at(self, index: int) -> str | None:
+        """What the slave of this index is called now."""
+        return next((name for name, its in self._indices.items() if its == index), None)
 
     # ── actions out ──────────────────────────────────────────────────────────────────
 
@@ -805,8 +836,7 @@ class Service:
     async def release(self, slave: str) -> None:
         """Release a slave and give it back what it had."""
         end = self.feed(ReleaseRequested(slave))
-        self._indices.pop(slave, None)
-        self._hinted.pop(slave, None)
+        self._forget(slave)
         await end
 
     async def write(self, name: str, text: str, slave: str | None = None) -> None:
