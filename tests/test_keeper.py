@@ -362,3 +362,20 @@ def test_a_version_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(daemon, "_load_all", broken)
     with pytest.raises(DoorError, match="ImportError: cannot import name 'nothing'"):
         daemon._start_in_background("bond9", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+def test_one_that_is_not_ready_in_time_is_ended_and_the_reason_said(
+    monkeypatch: pytest.MonkeyPatch, keeper: bool
+) -> None:
+    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
+        managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
+    )))  # fmt: skip
+    monkeypatch.setattr(daemon, "_load_all", lambda: None)
+    monkeypatch.setattr(daemon, "recover", lambda *_: 0)
+
+    def run(*_: object, **__: object) -> None:
+        time.sleep(60)
+
+    with pytest.raises(DoorError, match=r"was not ready within 0\.5 s"):
+        daemon._start_in_background("bond9", run, keeper=keeper, adopts=True, patience=0.5)

@@ -137,13 +137,16 @@ def _start_in_background(
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        if not select.select([pipe], [], [], patience)[0]:
+        late = not select.select([pipe], [], [], patience)[0]
+        if late:
             os.kill(child, signal.SIGTERM if keeper else signal.SIGKILL)
         answer = pipe.read()
+    outcome = _last_outcome(answer) if answer else {}
+    if late and "notes" not in outcome:
+        raise DoorError("daemon", errno.ETIMEDOUT, bond, f"the new daemon was not ready within {patience:g} s")
     if not answer:
         _, status = os.waitpid(child, 0)
         raise DoorError("daemon", errno.ECHILD, bond, f"the daemon died while starting (status {status})")
-    outcome = _last_outcome(answer)
     _raise_outcome(outcome)
     return list(outcome["notes"])
 
