@@ -37,6 +37,7 @@ LACKS: dict[str, dict[str, str]] = {
         "indexes": "an emulated NIC's index is the kernel's choice",
         "renaming": _RENAMING,
         "a link at once": "e1000's link comes two seconds after the NIC is up, and goes for as long with another MTU",
+        "room in rings": "one processor empties a ring and fills it: the first can come later than after 2 ms",
         "tag priorities": "of a tag that its NIC has taken out e1000's driver keeps the VLAN's number alone",
     },
 }  # fmt: skip

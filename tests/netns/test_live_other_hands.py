@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,7 @@ def test_our_own_changes_are_never_taken_for_somebody_elses(world: World) -> Non
     with world.bond("--fail-over-mac", "follow") as bond:
         for _ in range(5):
             for active in ("eth2", "eth1"):
+                bond.wait_link(active, "UP")    # another MTU may have reset it
                 bond.set(f"active_slave={active}")
             world.host.ip("link", "set", "bond0", "mtu", "1400")
             bond.ask("remove", slaves=["eth2"])
@@ -240,7 +242,9 @@ def test_a_slave_deleted_and_made_anew_under_load_is_enslaved_again(world: World
             bond.wait_link("eth1", "UP")
         assert_loaded(outcome["sent"], outcome["received"], world.rate(20_000))
         assert outcome["received"]["duplicated"] == 0
-        assert outcome["received"]["lost"] < outcome["sent"]["sent"] * 0.001
+        # What was in the NIC is gone; veth holds nothing.
+        kept = world.kind.held(world.rate(20_000))
+        assert outcome["received"]["lost"] < outcome["sent"]["sent"] * 0.001 + kept
         assert bond.ours["awaited"] == []
         assert bond.slave("eth1")["linkinfo"]["info_slave_data"]["prio"] == 5
         assert any("has returned; enslaving it again" in line for line in log_of(bond))
@@ -254,6 +258,8 @@ def lasting(world: World) -> dict[str, Any]:
     """What a bond has to give back, without what the kernel takes from a NIC that changes its namespace."""
     picture = world.picture()
     del picture["routes"], picture["eth1"]["addresses"], picture["eth1"]["memberships"]
+    # Its queue is a new one, which takes the quantum from the MTU that the NIC has when it comes up: the bond's.
+    picture["eth1"]["qdiscs"] = re.sub(r" quantum \d+", "", picture["eth1"]["qdiscs"])
     return picture
 
 
@@ -483,7 +489,7 @@ def test_everything_is_found_again_after_messages_were_lost(world: World) -> Non
         finally:
             os.kill(pid, signal.SIGCONT)
         wait_until(lambda: repairs(bond, "eth1") == {"MAC": 1, "gate": 1}, 30, "eth1 is put right")
-        assert world.host.mac("eth1") == mac
+        wait_until(lambda: world.host.mac("eth1") == mac, 30, "so it is done as well")
         wait_until(lambda: "slave of bond0" in alias(world, "eth2"), 30, "the new eth2 is enslaved")
         wait_until(lambda: world.host.link("eth1")["mtu"] == world.host.link("eth2")["mtu"] == 1408, 30, "the MTU")
         bond.wait_link("eth2", "UP")

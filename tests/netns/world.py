@@ -136,7 +136,8 @@ class Space:
 
     def ip(self, *words: str, check: bool = True) -> str:
         """Run `ip` on it; return what it printed."""
-        done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True,
+        # An alias may be any bytes.
+        done = subprocess.run(["ip", "-n", self.name, *words], capture_output=True, text=True, errors="surrogateescape",
                               timeout=60 * kind().patience)  # fmt: skip
         if check and done.returncode:
             raise WorldError(f"ip {' '.join(words)}: {done.stderr.strip()}")
@@ -362,7 +363,7 @@ class Kind:
         return 0
 
     def held(self, rate: int) -> int:
-        """How many frames a NIC may hold that is taken out under such a load."""
+        """How many frames a NIC may hold whose cable is pulled, or that is taken out, under such a load."""
         return 0
 
     def pid(self, world: World, pid: int) -> int:
@@ -578,7 +579,10 @@ class World:
             words += ("--workers", workers)
         self.ubond("up", name, *slaves, *words, *(ADDRESSES if addresses else ()))
         try:
-            yield Bond(self, name)
+            bond = Bond(self, name)
+            if not self.can("a link at once"):
+                bond.no_slave_before = bond.ours["counters"]["no_slave"]
+            yield bond
         finally:
             self.ubond("down", name, check=False)
             for nic in self.nics:
@@ -676,6 +680,7 @@ class Bond:
 
     def __init__(self, world: World, name: str, space: Space | None = None) -> None:
         self.world, self.name, self.space = world, name, space or world.host
+        self.no_slave_before = 0
 
     def links(self) -> list[dict[str, Any]]:
         """`ubond status --json`, asked over the control socket without starting a process."""
@@ -714,6 +719,11 @@ class Bond:
         """What is under the key `ubond` of the bond."""
         ours: dict[str, Any] = self.links()[0]["ubond"]
         return ours
+
+    @property
+    def no_slave(self) -> int:
+        """Frames that found no slave since it came up, and since links were back that drivers reset for that."""
+        return int(self.ours["counters"]["no_slave"]) - self.no_slave_before
 
     def option(self, name: str) -> str:
         return str(self.ours["options"][name])
