@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 _RENAMING = "the guest's kernel may be one before 6.2, and that renames no interface that is up (Debian 12 has 6.1)"
+_ONE = "an emulated machine has one, for all workers, senders, receivers and the NICs themselves"
 
 #: Kind of world -> what it lacks -> why.
 LACKS: dict[str, dict[str, str]] = {
@@ -29,6 +30,7 @@ LACKS: dict[str, dict[str, str]] = {
         "tags unasked": "QEMU's virtio-net drops 802.1Q tags of VLANs that nobody has asked it for",
         "indexes": "an emulated NIC's index is the kernel's choice",
         "renaming": _RENAMING,
+        "processors": _ONE,
         "room in rings": "QEMU's main loop empties a ring, and comes to it later than after 2 ms at times",
     },
     "e1000": {
@@ -37,6 +39,7 @@ LACKS: dict[str, dict[str, str]] = {
         "indexes": "an emulated NIC's index is the kernel's choice",
         "renaming": _RENAMING,
         "a link at once": "e1000's link comes two seconds after the NIC is up, and goes for as long with another MTU",
+        "processors": _ONE,
         "room in rings": "one processor empties a ring and fills it: the first can come later than after 2 ms",
         "tag priorities": "of a tag that its NIC has taken out e1000's driver keeps the VLAN's number alone",
     },

@@ -145,8 +145,10 @@ class Load:
     They are at least two each way, and so many that each worker has some.
     """
 
-    def __init__(self, world: World, bond: Bond, rate: int = 5000) -> None:
-        self._world, self._bond, self._rate = world, bond, world.rate(rate)
+    def __init__(self, world: World, bond: Bond) -> None:
+        # At 5,000/50 a second two flows each way take all of one emulated processor, and an upgrade gets none.
+        self._world, self._bond = world, bond
+        self._rate = world.rate(5000 if world.can("processors") else 1500)
         self._ends: dict[str, list[tuple[subprocess.Popen[str], subprocess.Popen[str]]]] = {"out": [], "in": []}
         self.lost: dict[str, int] = {}
 
