@@ -152,7 +152,7 @@ class Load:
         """Every datagram has arrived, once and in order, and there were as many as there should be."""
         for sent, got in zip(self.sent, self.got, strict=True):
             assert_loaded(sent, got, self._rate)
-            assert sent["failed"] == 0
+            assert sent["failed"] == 0, sent
             assert (got["first"], got["last"]) == (0, sent["sent"] - 1)
             assert (got["lost"], got["duplicated"], got["reordered"]) == (0, 0, 0), got
 
