@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from tests.bond.pretend import opened
-from ubond import datapath, doors, handover, service
+from ubond import datapath, doors, handover, netlink, service
 from ubond.assembly import Alarm
 from ubond.bond.document import freeze
 from ubond.bond.events import (
@@ -35,6 +35,8 @@ from ubond.bond.events import (
     SetBondMac,
     SlaveChecked,
     SlaveFacts,
+    SlaveGone,
+    SlaveRenamed,
     SpeedRead,
     Then,
     UppersChanged,
@@ -44,6 +46,7 @@ from ubond.bond.snapshot import LinkState
 from ubond.bond.spec import BondSpec
 from ubond.bond.table import Spread, TxTable
 from ubond.service import Service
+from ubond.uppers import Link
 from ubond.wire import MacAddr
 
 MAC = MacAddr(bytes([2, 0, 0, 0, 0, 1]))
@@ -471,3 +474,30 @@ def test_what_rises_under_another_name_or_is_released_meanwhile() -> None:
 
     assert asyncio.run(story(released=False)) == [SpeedRead("eth9", 10_000, 1), CarrierChanged("eth9", True)]
     assert asyncio.run(story(released=True)) == []
+
+
+def test_of_the_names_that_a_slave_has_in_a_row_only_the_last_is_taken() -> None:
+    """Each would be a transaction: thousands would hold up whoever asks for seconds."""
+
+    def link(name: str) -> netlink.LinkChanged:
+        return netlink.LinkChanged(Link(7, name, 1, MAC, 1500), None)
+
+    async def story(*names: str, then: netlink.Change | None = None) -> tuple[list[Event], list[str]]:
+        rising = Rising()
+        looked: list[str] = []
+        rising.doors.datapath.look = looked.append
+        before = "eth1"
+        for name in names:
+            rising.hall._netlink_news(netlink.LinkRenamed(before, name, 7))
+            rising.hall._netlink_news(link(name))
+            before = name
+        if then is not None:
+            rising.hall._netlink_news(then)
+        await asyncio.sleep(0)
+        kinds = SlaveRenamed, SlaveGone
+        return [event for event in rising.study.seen if isinstance(event, kinds)], looked
+
+    assert asyncio.run(story("eth8", "eth9")) == ([SlaveRenamed("eth1", "eth9")], ["eth9"])
+    assert asyncio.run(story("eth9", "eth1")) == ([], ["eth1"])
+    gone = asyncio.run(story("eth8", "eth9", then=netlink.LinkGone("eth9", 7)))[0]
+    assert gone == [SlaveRenamed("eth1", "eth9"), SlaveGone("eth9")]

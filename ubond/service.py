@@ -162,6 +162,7 @@ class Service:
         self._loop.add_reader(doors.datapath.news_fd, self._datapath_news)
         self._indices = {slave.name: slave.index for slave in bond.snapshot().slaves}
         self._hinted: dict[str, int] = {}
+        self._renamed: LinkRenamed | None = None
         self._rising: dict[int, asyncio.Task[None]] = {}
         self._scout = Scout(doors.netlink, self.index, lambda: self.bond.snapshot().targets, self._found)
         self._followed: tuple[object, ...] = ()
@@ -422,11 +423,21 @@ class Service:
             self.feed(SpeedRead(slave, speed, duplex))
 
     def _netlink_news(self, change: Change) -> None:
+        """Take in what the kernel says; of several names that a slave has had in a row only the last one."""
+        if self._renamed is None:
+            pass
+        elif isinstance(change, LinkRenamed) and change.index == self._renamed.index:
+            self._renamed = replace(self._renamed, new=change.new)
+            return
+        elif isinstance(change, LinkChanged) and change.link.index == self._renamed.index:
+            return  # it is looked at under its last name
+        self._take_name()
         match change:
             case LinkRenamed(_, new, index) if index == self.index:
                 self._bond_renamed(new)
-            case LinkRenamed(old, new, index) if self._indices.get(old) == index:
-                self._slave_renamed(old, new, index)
+            case LinkRenamed(old, _, index) if self._indices.get(old) == index:
+                self._renamed = change
+                self._loop.call_soon(self._take_name)
             case LinkGone(name, index, why):
                 if index == self.index:
                     self._bond_gone(why)
@@ -449,6 +460,16 @@ class Service:
                 self._look_soon(name)
                 if isinstance(change, AddressesChanged):
                     self._uppers_soon()
+
+    def _take_name(self) -> None:
+        """A slave has another name now, if it is not an old one again."""
+        renamed, self._renamed = self._renamed, None
+        if renamed is None or not self._has(renamed.old):
+            return
+        if renamed.new != renamed.old:
+            self._slave_renamed(renamed.old, renamed.new, renamed.index)
+        self.doors.datapath.look(renamed.new)
+        self._look_soon(renamed.new)
 
     def _slave_changed(self, link: Link, before: Link | None) -> None:
         # A hint, not a fact: what it says may be older than what the watch has read.
