@@ -80,7 +80,8 @@ def main() -> int:
                             lines.append(line)
                             world, file = waiting.get_nowait()
                 except (GuestError, OSError, ElementTree.ParseError) as error:
-                    lines.append(f"FAILED {world} {file}: {error}")
+                    print(error, flush=True)    # with what pytest had said until then
+                    lines.append(f"FAILED {world} {file}: {str(error).partition(chr(10))[0]}")
 
     workers = [threading.Thread(target=work) for _ in range(options.jobs)]
     for worker in workers:
