@@ -414,6 +414,20 @@ def test_slaves_get_room_for_two_tags_where_their_driver_allows() -> None:
         assert rig.world.nics["a"].facts.mtu == (9216 if mtu == 9208 else 9210)
 
 
+def test_one_that_is_being_enslaved_gets_the_mtu_that_the_bond_has_got_meanwhile() -> None:
+    rig = Rig(nic("a", 1, max_mtu=9216), nic("b", 2, max_mtu=9216))
+    rig.do(ev.BondOpened())
+    rig.enslave("a")
+    steps = rig.bond.handle(ev.EnslaveRequested(rig.world.nics["b"].facts), rig.now)
+    rig.world.bond_mtu = 1400
+    rig.do(ev.BondMtuChanged(1400))
+    assert rig._perform(steps) == []
+    assert {rig.world.nics[name].facts.mtu for name in "ab"} == {1408}
+    assert rig.world.journal["b"].mtu_set == 1408
+    rig.release("b")
+    assert rig.world.nics["b"].facts.mtu == 1500
+
+
 def test_the_bonds_mtu_is_followed_or_rolled_back() -> None:
     rig = opened("a", "b", "c")
     rig.world.bond_mtu = 9000

@@ -795,9 +795,10 @@ def blast() -> str:
 
 
 def start_receiver(space: Space, seconds: int = 40) -> subprocess.Popen[str]:
-    """A `blast udp-recv` that is ready to receive, and ends when nothing has come for a second."""
+    """A `blast udp-recv` that is ready to receive, and ends when nothing has come for a second (six in a guest)."""
     long = seconds * kind().patience
-    receiver = space.start(blast(), "udp-recv", "--seconds", f"{long:g}", "--idle-ms", "1000")
+    idle = f"{1000 * kind().patience:g}"
+    receiver = space.start(blast(), "udp-recv", "--seconds", f"{long:g}", "--idle-ms", idle)
     space.wait_udp()
     return receiver
 

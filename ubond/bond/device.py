@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ubond.bond import enslave, failover, modes
-from ubond.bond.events import ActionFailed, Level, Remember, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
+from ubond.bond.events import ActionFailed, Level, SetBondMac, SetBondMtu, SetSlaveMac, SetSlaveMtu
 from ubond.bond.options import FailOverMac, Mode
 from ubond.bond.quarrel import FIGHT_NS, SECOND, Quarrel
-from ubond.bond.slave import Slave
 from ubond.bond.state import MacKind, State
 from ubond.bond.transaction import Transaction
 from ubond.wire import MacAddr
@@ -84,23 +81,17 @@ def follow_mtu(state: State, mtu: int, out: Transaction) -> None:
     slaves_before = {slave: (slave.mtu, slave.held) for slave in state.slaves}
     before, state.mtu = state.mtu, mtu
     for slave in state.slaves:
-        _set_mtu(slave, enslave.slave_mtu(mtu, slave.max_mtu, strict=state.strict), out)
+        state.set_slave_mtu(slave, enslave.slave_mtu(mtu, slave.max_mtu, strict=state.strict), out)
 
     def recover(failed: ActionFailed, out: Transaction) -> None:
         out.log(Level.ERROR, f"The MTU of the bond stays {before}: {failed.error}")
         done = {action.slave for action in failed.done if isinstance(action, SetSlaveMtu)}
         for slave, (old, held) in slaves_before.items():
             if slave.name in done:
-                _set_mtu(slave, old, out)
+                state.set_slave_mtu(slave, old, out)
             else:
                 slave.mtu, slave.held = old, held
         state.mtu = before
         out.steps.append(SetBondMtu(before))
 
     out.recovery = recover
-
-
-def _set_mtu(slave: Slave, mtu: int, out: Transaction) -> None:
-    if slave.mtu != mtu:
-        slave.mtu, slave.held = mtu, replace(slave.held, mtu_set=mtu)
-        out.steps.extend([Remember(slave.held), SetSlaveMtu(slave.name, mtu)])

@@ -165,6 +165,7 @@ def join(state: State, facts: SlaveFacts, held: Held, out: Transaction) -> Slave
     if modes.mac_policy(state) is FailOverMac.NONE:
         # The bond's MAC may have changed while the steps were under way.
         state.set_slave_mac(slave, state.mac, out)
+    state.set_slave_mtu(slave, enslave.slave_mtu(state.mtu, slave.max_mtu, strict=state.strict), out)  # and its MTU
     if slave.name == state.settings.primary:
         state.primary, state.forced = slave, True
     failover.update_carrier(state)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ubond.bond.document import GIVEN
-from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, TargetRoute, UpperFacts
+from ubond.bond.events import Held, Remember, SetBondMac, SetSlaveMac, SetSlaveMtu, TargetRoute, UpperFacts
 from ubond.bond.quarrel import Quarrel
 from ubond.bond.settings import Settings
 from ubond.bond.slave import Slave
@@ -147,6 +147,12 @@ class State:
             out.moves.append(Remember(slave.held))
         slave.mac_before, slave.mac = slave.mac, mac
         out.moves.append(SetSlaveMac(slave.name, mac))
+
+    def set_slave_mtu(self, slave: Slave, mtu: int, out: Transaction) -> None:
+        """Give a slave another MTU, written to the journal before it is set."""
+        if slave.mtu != mtu:
+            slave.mtu, slave.held = mtu, replace(slave.held, mtu_set=mtu)
+            out.steps.extend([Remember(slave.held), SetSlaveMtu(slave.name, mtu)])
 
     def set_bond_mac(self, mac: MacAddr, kind: MacKind, out: Transaction) -> None:
         """Give the bond's device another MAC."""
