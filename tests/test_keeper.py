@@ -379,3 +379,45 @@ def test_one_that_is_not_ready_in_time_is_ended_and_the_reason_said(
 
     with pytest.raises(DoorError, match=r"was not ready within 0\.5 s"):
         daemon._start_in_background("bond9", run, keeper=keeper, adopts=True, patience=0.5)
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+def test_one_that_is_late_but_has_the_bond_already_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keeper: bool
+) -> None:
+    """To end it now would end the bond."""
+    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
+        managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
+    )))  # fmt: skip
+    monkeypatch.setattr(daemon, "_load_all", lambda: None)
+    alive = tmp_path / "alive"
+
+    def run(given: store.Store, ready: Callable[[list[str]], None], **_: object) -> None:
+        signal.signal(store.TIME_IS_UP, signal.SIG_IGN)
+        time.sleep(1)
+        ready(["a remark"])
+        given.ready()
+        while True:
+            alive.touch()
+            time.sleep(0.01)
+
+    def lives() -> bool:
+        alive.unlink(missing_ok=True)
+        end = time.monotonic() + 10
+        while not alive.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return alive.exists()
+
+    children = set(_children())
+    try:
+        assert daemon._start_in_background("bond9", run, keeper=keeper, adopts=True, patience=0.1) == ["a remark"]
+        assert lives()
+        assert lives()
+    finally:
+        for child in set(_children()) - children:
+            os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    return [int(each) for each in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]

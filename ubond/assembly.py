@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from ubond.sandbox import attempt
 from ubond.service import Service
 from ubond.status import Report, proc
 from ubond.steering import Steering
-from ubond.store import DOCUMENT, Store, read_document
+from ubond.store import DOCUMENT, TIME_IS_UP, Store, read_document
 from ubond.wire import MacAddr
 
 log = logging.getLogger("ubond")
@@ -544,6 +545,7 @@ async def adopt(
         stack.callback(service.leave)
         desk = Desk(service, document.spec, kit, lock)
         if line is not None:
+            signal.signal(TIME_IS_UP, signal.SIG_IGN)  # from now on the bond may be ours
             line.say("prepared")
             line.expect("go", handover.WAIT)
         doors.datapath.start()

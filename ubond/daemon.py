@@ -28,7 +28,7 @@ from ubond.bond.spec import BondSpec
 from ubond.client import ControlError
 from ubond.keeper import Inheritance, Keeper
 from ubond.paths import Lock
-from ubond.store import DOCUMENT, Store, of_service_manager
+from ubond.store import DOCUMENT, TIME_IS_UP, Store, of_service_manager
 
 if TYPE_CHECKING:
     from ubond.assembly import Desk, Kit
@@ -40,7 +40,7 @@ Ready = Callable[[list[str]], None]
 #: What a daemon does from its first moment to its last.
 Run = Callable[..., None]
 #: Seconds that a new daemon may take to go on with a bond.
-UPGRADE_PATIENCE = 60.0
+UPGRADE_PATIENCE = 180.0
 #: How often it is tried when the machine is too busy for the new daemon to become ready in time.
 UPGRADE_TRIES = 5
 log = logging.getLogger("ubond")
@@ -119,12 +119,13 @@ def _start_in_background(
 ) -> list[str]:
     """Fork a daemon that does `run`, with or without a keeper; return when that says `ready`, with its notes.
 
-    `adopts`: it goes on with a bond that runs.  It is killed if it has not come so far within `patience` seconds.
+    `adopts`: it goes on with a bond that runs.  If it has not taken that over within `patience` seconds it is ended.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         os.close(reader)
+        signal.signal(TIME_IS_UP, signal.SIG_DFL)
         _detach(writer)
         code = 1
         try:
@@ -139,7 +140,8 @@ def _start_in_background(
     with os.fdopen(reader, "rb") as pipe:
         late = not select.select([pipe], [], [], patience)[0]
         if late:
-            os.kill(child, signal.SIGTERM if keeper else signal.SIGKILL)
+            # Not SIGTERM: if the bond is its own by now, that would be the bond's end.
+            os.kill(child, TIME_IS_UP)
         answer = pipe.read()
     outcome = _last_outcome(answer) if answer else {}
     if late and "notes" not in outcome:

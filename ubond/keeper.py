@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ubond import init, store
+from ubond.store import TIME_IS_UP
 
 DEATHS, WITHIN = 5, 60.0
 #: What ends a bond; the others are the kernel's and the terminal's affair.
@@ -73,7 +74,7 @@ class Keeper:
         self._name = ""
         self.code: int | None = None
         """The last daemon's exit code, None if a signal ended it."""
-        self._asked_to_end = False
+        self._asked_to_end = self._late = False
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._wake = -1
 
@@ -124,7 +125,8 @@ class Keeper:
 
     def _may_go_on(self, death: str) -> bool:
         """Whether a dead daemon is to have a successor."""
-        if self._asked_to_end or not (self._ready or self._adopts) or store.DOCUMENT not in self._kept:
+        ended = self._asked_to_end or (self._late and not self._ready)
+        if ended or not (self._ready or self._adopts) or store.DOCUMENT not in self._kept:
             return False
         now = time.monotonic()
         self._deaths.append(now)
@@ -143,7 +145,7 @@ class Keeper:
             code = 1
             try:
                 signal.set_wakeup_fd(-1)
-                for number in (*_ENDING, signal.SIGCHLD):
+                for number in (*_ENDING, TIME_IS_UP, signal.SIGCHLD):
                     signal.signal(number, signal.SIG_DFL)
                 ours.close()
                 os.close(self._wake)
@@ -207,6 +209,7 @@ class Keeper:
         self._wake, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         before: dict[int, Any] = {number: signal.signal(number, self._end) for number in _ENDING}
+        before[TIME_IS_UP] = signal.signal(TIME_IS_UP, self._end_if_late)
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             yield
@@ -223,6 +226,15 @@ class Keeper:
         if init.is_first():
             init.pass_on(number)
         elif self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, number)
+
+    def _end_if_late(self, number: int, frame: object) -> None:
+        """Whoever has started us waits no longer: a first daemon that has not taken over yet dies of this signal."""
+        if self._ready or self._deaths:
+            return
+        self._late = True
+        if self._child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child, number)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import array
 import os
 import select
+import signal
 import socket
 import struct
 import zlib
@@ -31,6 +32,8 @@ from urllib.parse import quote, unquote
 
 #: Role of the document among the descriptors.
 DOCUMENT = "document"
+#: To a new process that is late with taking over a bond: its end, by default, until it has; then it minds no more.
+TIME_IS_UP = signal.SIGALRM
 #: The first descriptor that a service manager hands over (SD_LISTEN_FDS_START).
 _FIRST = 3
 MESSAGE_MAX, DESCRIPTORS_MAX = 4096, 16

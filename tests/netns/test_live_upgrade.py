@@ -548,6 +548,22 @@ def test_wherever_the_new_process_fails_the_old_one_goes_on_without_loss(world: 
     load.assert_whole()
 
 
+def test_one_that_is_late_is_ended_before_it_has_the_bond_or_not_at_all(world: World) -> None:
+    """Whenever the command loses its patience: the bond lives, with the old process or the new one."""
+    upgrade_within = "import sys, ubond.daemon as d; d.UPGRADE_PATIENCE = float(sys.argv[1]); d.upgrade('bond0')"
+    outcomes = set()
+    with world.bond("eth1", "eth2") as bond:
+        for number in range(25):
+            before, patience = bond.pid, world.seconds(0.01 + number * 0.02)
+            done = world.host.run(sys.executable, "-c", upgrade_within, f"{patience:g}", check=False)
+            assert done.returncode == 0 or f"was not ready within {patience:g} s" in done.stderr, done.stderr
+            time.sleep(0.05)        # for what might still be on its way
+            assert (bond.pid != before) is (done.returncode == 0)
+            world.host.ping(PEER4)
+            outcomes.add(done.returncode)
+    assert len(outcomes) == 2, "some were late and some were not"
+
+
 #: A version that dies when it takes up a bond that it already has, for as many times as there are bytes in a file.
 DYING = """
 import os
