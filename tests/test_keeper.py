@@ -220,14 +220,19 @@ def test_who_listens_again_soon_is_waited_for() -> None:
         assert not listener.is_alive()
 
 
-def test_one_that_dies_between_its_outcome_and_its_keeper_hearing_of_it_ends_the_command_with_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The daemon says that it is ready and dies, its keeper gives all back and says that: the last word counts."""
+@pytest.fixture
+def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keeper that loads nothing and keeps all its rights."""
     monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
         managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
     )))  # fmt: skip
     monkeypatch.setattr(daemon, "_load_all", lambda: None)
+
+
+def test_one_that_dies_between_its_outcome_and_its_keeper_hearing_of_it_ends_the_command_with_an_error(
+    unconfined: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The daemon says that it is ready and dies, its keeper gives all back and says that: the last word counts."""
     monkeypatch.setattr(daemon, "recover", lambda *_: 2)
 
     def run(given: store.Store, ready: Callable[[list[str]], None], **_: object) -> None:
@@ -366,12 +371,8 @@ def test_a_version_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("keeper", [True, False])
 def test_one_that_is_not_ready_in_time_is_ended_and_the_reason_said(
-    monkeypatch: pytest.MonkeyPatch, keeper: bool
+    unconfined: None, monkeypatch: pytest.MonkeyPatch, keeper: bool
 ) -> None:
-    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
-        managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
-    )))  # fmt: skip
-    monkeypatch.setattr(daemon, "_load_all", lambda: None)
     monkeypatch.setattr(daemon, "recover", lambda *_: 0)
 
     def run(*_: object, **__: object) -> None:
@@ -383,13 +384,9 @@ def test_one_that_is_not_ready_in_time_is_ended_and_the_reason_said(
 
 @pytest.mark.parametrize("keeper", [True, False])
 def test_one_that_is_late_but_has_the_bond_already_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keeper: bool
+    unconfined: None, tmp_path: Path, keeper: bool
 ) -> None:
     """To end it now would end the bond."""
-    monkeypatch.setattr(daemon, "_tools", lambda bond: contextlib.nullcontext(SimpleNamespace(
-        managers=SimpleNamespace(bond=bond), confine=lambda **_: ""
-    )))  # fmt: skip
-    monkeypatch.setattr(daemon, "_load_all", lambda: None)
     alive = tmp_path / "alive"
 
     def run(given: store.Store, ready: Callable[[list[str]], None], **_: object) -> None:

@@ -382,6 +382,7 @@ class Rising:
         self.told: list[datapath.CarrierRead] = []
         self.doors.datapath.news, self.doors.datapath.diverted = self._news, list
         self.doors.datapath.counters, self.doors.datapath.released = dict, dict
+        self.doors.datapath.look = lambda slave: None
         self.doors.datapath.totals = lambda: {"no_slave": 0}
         self.doors.filters_followed = AsyncMock()  # type: ignore[attr-defined]
         self.hall = Service(self.study, self.doors)  # type: ignore[arg-type]
@@ -468,7 +469,7 @@ def test_what_rises_under_another_name_or_is_released_meanwhile() -> None:
         if released:
             await rising.hall.release("eth1")
         else:
-            rising.hall._slave_renamed("eth1", "eth9", 7)
+            rising.hall._slave_is_called("eth1", "eth9")
         rising.answer.set()
         return await rising.heard(0 if released else 2)
 

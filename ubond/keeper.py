@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ubond import init, store
-from ubond.store import TIME_IS_UP
 
 DEATHS, WITHIN = 5, 60.0
 #: What ends a bond; the others are the kernel's and the terminal's affair.
@@ -145,7 +144,7 @@ class Keeper:
             code = 1
             try:
                 signal.set_wakeup_fd(-1)
-                for number in (*_ENDING, TIME_IS_UP, signal.SIGCHLD):
+                for number in (*_ENDING, store.TIME_IS_UP, signal.SIGCHLD):
                     signal.signal(number, signal.SIG_DFL)
                 ours.close()
                 os.close(self._wake)
@@ -209,7 +208,7 @@ class Keeper:
         self._wake, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         before: dict[int, Any] = {number: signal.signal(number, self._end) for number in _ENDING}
-        before[TIME_IS_UP] = signal.signal(TIME_IS_UP, self._end_if_late)
+        before[store.TIME_IS_UP] = signal.signal(store.TIME_IS_UP, self._end_if_late)
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             yield

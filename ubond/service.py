@@ -248,10 +248,7 @@ class Service:
         for slave, link in slaves:
             if link is None or not self._has(slave.name):
                 continue
-            if link.name != slave.name:
-                self._slave_renamed(slave.name, link.name, slave.index)
-            self.doors.datapath.look(link.name)
-            self._look_soon(link.name)
+            self._slave_is_called(slave.name, link.name)
         self._follow_monitors()
         self._refresh_uppers()
         self._loop.call_later(1.1, self._settle_history)
@@ -462,14 +459,10 @@ class Service:
                     self._uppers_soon()
 
     def _take_name(self) -> None:
-        """A slave has another name now, if it is not an old one again."""
+        """Take in the last of the names that a slave has had in a row."""
         renamed, self._renamed = self._renamed, None
-        if renamed is None or not self._has(renamed.old):
-            return
-        if renamed.new != renamed.old:
-            self._slave_renamed(renamed.old, renamed.new, renamed.index)
-        self.doors.datapath.look(renamed.new)
-        self._look_soon(renamed.new)
+        if renamed is not None and self._has(renamed.old):
+            self._slave_is_called(renamed.old, renamed.new)
 
     def _slave_changed(self, link: Link, before: Link | None) -> None:
         # A hint, not a fact: what it says may be older than what the watch has read.
@@ -600,11 +593,13 @@ class Service:
             for line in refused.lines:
                 self._tell(Log(Level.ERROR, line))
 
-    def _slave_renamed(self, old: str, new: str, index: int) -> None:
-        self.doors.rename(old, new)
-        del self._indices[old]
-        self._indices[new] = index
-        self.feed(SlaveRenamed(old, new))
+    def _slave_is_called(self, old: str, new: str) -> None:
+        """Look at a slave by the name that it has now, another one perhaps."""
+        if new != old:
+            self.doors.rename(old, new)
+            self._indices[new] = self._indices.pop(old)
+            self.feed(SlaveRenamed(old, new))
+        self.doors.datapath.look(new)
         self._look_soon(new)
 
     def _slaves_gone(self, *gone: SlaveGone) -> None:

@@ -127,7 +127,8 @@ class Emulated(Kind):
         return seen[-1]
 
     def held(self, rate: int) -> int:
-        # An e1000's driver that has missed the interrupt looks at its link two seconds later.
+        # An e1000's driver that has missed the interrupt looks at its link two seconds later, and a virtio NIC that was
+        # taken out has cost a second's.
         return 2 * rate
 
     def close(self, world: World) -> None:

@@ -117,9 +117,9 @@ def test_the_bond_serves_the_rest_beside_a_flood(world: World, bond: Bond, kind:
     finally:
         flood.kill()
     said = json.loads(out)
-    # A NIC's own queue may be full where the flood is made.
     assert said["sent"] + said["failed"] == FRAMES, (said, err)
-    assert said["sent"] > FRAMES // 2, (said, err)
+    # A NIC's own ring may be full where the flood is made.
+    assert said["failed"] <= (0 if world.can("room in rings") else FRAMES // 2), (said, err)
     assert answered >= 3, f"{answered} of 5 pings answered beside the flood"
     wait_until(lambda: world.host.reaches(PEER4), what="the peer after the flood")
     assert bond.pid == pid

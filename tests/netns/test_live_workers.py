@@ -146,7 +146,7 @@ class Load:
     """
 
     def __init__(self, world: World, bond: Bond) -> None:
-        # At 5,000/50 a second two flows each way take all of one emulated processor, and an upgrade gets none.
+        # One emulated processor has all of it: with flows of 100 a second an upgrade took longer than a minute.
         self._world, self._bond = world, bond
         self._rate = world.rate(5000 if world.can("processors") else 1500)
         self._ends: dict[str, list[tuple[subprocess.Popen[str], subprocess.Popen[str]]]] = {"out": [], "in": []}
