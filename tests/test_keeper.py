@@ -340,8 +340,9 @@ keeper = Keeper""",
     assert sorted(out.replace("\n", "").replace("heard", "", 1)) == sorted("'' True"), out
 
 
-def test_one_that_adopts_a_bond_has_a_successor_as_soon_as_there_is_something_to_keep() -> None:
-    """A new daemon that has taken over and dies before it is ready must not end the bond."""
+@pytest.mark.parametrize("late", [False, True])
+def test_one_that_adopts_a_bond_has_a_successor_as_soon_as_there_is_something_to_keep(late: bool) -> None:
+    """A new daemon that has taken over and dies before it is ready must not end the bond, told it was late or not."""
 
     def daemon(given: Inheritance) -> int:
         given.store.open_document()
@@ -349,6 +350,10 @@ def test_one_that_adopts_a_bond_has_a_successor_as_soon_as_there_is_something_to
             given.store.ready()
             return 0
         given.store.update(b'{"files": "bond9"}', {})
+        if late:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [store.TIME_IS_UP])
+            os.kill(os.getppid(), store.TIME_IS_UP)
+            signal.sigwait([store.TIME_IS_UP])  # the keeper has heard, and passed it on
         return die()
 
     told = []

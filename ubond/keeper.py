@@ -35,6 +35,7 @@ from ubond import init, store
 DEATHS, WITHIN = 5, 60.0
 #: What ends a bond; the others are the kernel's and the terminal's affair.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PASSED_ON = (*_ENDING, store.TIME_IS_UP)
 
 log = logging.getLogger("ubond")
 
@@ -124,8 +125,7 @@ class Keeper:
 
     def _may_go_on(self, death: str) -> bool:
         """Whether a dead daemon is to have a successor."""
-        ended = self._asked_to_end or (self._late and not self._ready)
-        if ended or not (self._ready or self._adopts) or store.DOCUMENT not in self._kept:
+        if self._asked_to_end or not (self._ready or self._adopts) or store.DOCUMENT not in self._kept:
             return False
         now = time.monotonic()
         self._deaths.append(now)
@@ -139,22 +139,29 @@ class Keeper:
 
     def _fork(self, death: str) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Until both know what they are: what came between would be lost on the child, and not passed on by its parent.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 signal.set_wakeup_fd(-1)
-                for number in (*_ENDING, store.TIME_IS_UP, signal.SIGCHLD):
+                for number in (*_PASSED_ON, signal.SIGCHLD):
                     signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
                 ours.close()
                 os.close(self._wake)
                 code = self._daemon(Inheritance(store.Store(theirs, self._kept), dict(self._kept), death))
             finally:
                 os._exit(code)
-        theirs.close()
         self._child, self._why = child, ""
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        theirs.close()
+        # Said while there was none:
         if self._asked_to_end:
-            os.kill(child, signal.SIGTERM)  # said while there was none
+            os.kill(child, signal.SIGTERM)
+        elif self._late and not self._deaths:
+            os.kill(child, store.TIME_IS_UP)
         return child, ours
 
     def _attend(self, child: int, sock: socket.socket) -> int:
@@ -229,7 +236,10 @@ class Keeper:
                 os.kill(self._child, number)
 
     def _end_if_late(self, number: int, frame: object) -> None:
-        """Whoever has started us waits no longer: a first daemon that has not taken over yet dies of this signal."""
+        """Whoever has started us waits no longer: a first daemon that has not taken over yet dies of this signal.
+
+        One that has ignores it, and if that dies it has a successor like any other.
+        """
         if self._ready or self._deaths:
             return
         self._late = True
