@@ -487,8 +487,9 @@ def test_a_full_disk_stops_nothing_but_what_must_be_written_down(world: World, t
         world.pull("eth1")
         wait_until(lambda: "Active Slave: eth2" in ubond("status", "bond0").stdout, what="a failover on a full disk")
         world.plug("eth1")
-        for name in ("uplink", "bond0"):  # its files cannot follow, and stay together
-            world.host.ip("link", "set", *(each for each in ("uplink", "bond0") if each != name), "name", name)
+        for old, name in (("bond0", "uplink"), ("uplink", "bond0")):  # its files cannot follow, and stay together
+            world.host.ip("link", "set", old, "down")  # kernels before 6.2 ask for it
+            world.host.ip("link", "set", old, "name", name, "up")
             wait_until(lambda name=name: ubond("status", "bond0", "--json").stdout.count(f'"ifname": "{name}"') == 1,
                        what="the name is followed")  # fmt: skip
             assert ubond("list").stdout.split()[0] == "bond0"
