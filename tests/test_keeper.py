@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -362,6 +363,37 @@ def test_one_that_adopts_a_bond_has_a_successor_as_soon_as_there_is_something_to
     assert keeper.has_tried_again
     assert told == ["was killed by signal 9 (SIGKILL)"]
     assert keep(lambda given: daemon(given))[0] == told[0], "one that begins has none"
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_where_no_process_can_be_started_it_is_tried_again_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failures: int
+) -> None:
+    """A machine out of processes or memory when the daemon dies is not the end of the bond, nor of its giving back."""
+    fork, left = os.fork, [0, *[errno.EAGAIN] * failures, 0]
+
+    def sometimes() -> int:
+        if error := left.pop(0):
+            raise OSError(error, os.strerror(error))
+        return fork()
+
+    def daemon(given: Inheritance) -> int:
+        if given.death:
+            return 0
+        given.store.open_document()
+        given.store.update(b"{}", {})
+        given.store.ready()
+        return die()
+
+    monkeypatch.setattr(os, "fork", sometimes)
+    monkeypatch.setattr("ubond.keeper._PAUSE", 0.01)
+    death, keeper = keep(daemon)
+    assert death == ("" if failures == 1 else "was killed by signal 9 (SIGKILL)")
+    assert len(caplog.records) == min(failures, DEATHS)  # each of them, and that it is given up
+    assert "and no other can be started: Resource temporarily unavailable" in caplog.text
+    assert keeper.was_ready
+    assert len(left) == (0 if failures == 1 else 1 + failures - (DEATHS - 1))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, store.TIME_IS_UP}
 
 
 def test_a_version_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,15 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from ubond import init, store
 
 DEATHS, WITHIN = 5, 60.0
+#: Seconds to wait where no process can be started.
+_PAUSE = 1.0
 #: What ends a bond; the others are the kernel's and the terminal's affair.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PASSED_ON = (*_ENDING, store.TIME_IS_UP)
@@ -98,9 +100,7 @@ class Keeper:
         """
         with self._signals():
             while True:
-                status = self._attend(*self._fork(self.death))
-                self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-                self.death = "" if status == 0 else _told(status) + self._why
+                self.death = self._start_and_attend()
                 if not self.death or not self._may_go_on(self.death):
                     break
         self._name = self._read_name()
@@ -135,34 +135,56 @@ class Keeper:
             return False
         return True
 
+    def _start_and_attend(self) -> str:
+        """A daemon from its start to its end; how it died, empty if it ended on purpose.
+
+        OSError if the first cannot be started.
+        """
+        try:
+            child, sock = self._fork(self.death)
+        except OSError as error:  # no room for a process or a descriptor: there may be soon
+            if not self.death:
+                raise
+            log.error("%s: its daemon %s, and no other can be started: %s", self._bond, self.death, error.strerror)
+            time.sleep(_PAUSE)
+            return self.death
+        status = self._attend(child, sock)
+        self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        return "" if status == 0 else _told(status) + self._why
+
     # ── the child ────────────────────────────────────────────────────────────────────
 
     def _fork(self, death: str) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Until both know what they are: what came between would be lost on the child, and not passed on by its parent.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                signal.set_wakeup_fd(-1)
-                for number in (*_PASSED_ON, signal.SIGCHLD):
-                    signal.signal(number, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        try:
+            child = os.fork()
+            if child == 0:
                 ours.close()
-                os.close(self._wake)
-                code = self._daemon(Inheritance(store.Store(theirs, self._kept), dict(self._kept), death))
-            finally:
-                os._exit(code)
-        self._child, self._why = child, ""
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        theirs.close()
+                self._be_child(theirs, unblocked, death)
+            self._child, self._why = child, ""
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            theirs.close()
         # Said while there was none:
         if self._asked_to_end:
             os.kill(child, signal.SIGTERM)
         elif self._late and not self._deaths:
             os.kill(child, store.TIME_IS_UP)
         return child, ours
+
+    def _be_child(self, sock: socket.socket, unblocked: Iterable[int], death: str) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (*_PASSED_ON, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            os.close(self._wake)
+            code = self._daemon(Inheritance(store.Store(sock, self._kept), dict(self._kept), death))
+        finally:
+            os._exit(code)
 
     def _attend(self, child: int, sock: socket.socket) -> int:
         """Keep what the daemon sends until it ends; return its wait status."""
