@@ -23,8 +23,8 @@ from guest import Guest, GuestError, Nic
 from prepare import CHECKOUT
 
 MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000"}
-#: As many as worlds have that one test has at a time.
-CABLES = 5
+#: As many as the worlds have that one file has at a time.
+CABLES = 6
 LIFE_SECONDS = 12 * 3600.0
 
 
