@@ -202,6 +202,7 @@ def test_failovers_under_load_lose_nothing_that_leaves(world: World) -> None:
     with world.bond("eth1", "eth2", *TWO) as bond:
         world.host.ping(PEER4)
         kept_before, pulls = world.vanished(bond), 3
+        before = len(bond.ask("history")["history"])  # a NIC's link may have come and gone when it was enslaved
         with Load(world, bond) as load:
             for _ in range(pulls):
                 nic = bond.active
@@ -212,10 +213,9 @@ def test_failovers_under_load_lose_nothing_that_leaves(world: World) -> None:
                 world.plug(nic)
                 bond.wait_link(nic, "UP")
         kept = world.vanished(bond) - kept_before
-        failovers = bond.ask("history")["history"]
+        failovers = bond.ask("history")["history"][before:]
     assert load.lost["out"] <= kept
-    assert [entry["lost"] for entry in failovers[-pulls:]] == [0] * pulls
-    assert len(failovers) <= pulls + 1, "told once, whichever worker found it"
+    assert [entry["lost"] for entry in failovers] == [0] * pulls, "told once, whichever worker found it"
 
 
 def test_upgrades_under_load_lose_nothing(world: World) -> None:
