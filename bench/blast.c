@@ -150,6 +150,15 @@ static uint64_t due(uint64_t *start, uint64_t sent, double rate, uint64_t room)
     return behind < room ? behind : room;
 }
 
+/* At least the tick; where the next is due much later a sender that looked each tick would cost a small machine much. */
+static void rest_until_due(uint64_t start, uint64_t sent, double rate)
+{
+    uint64_t tick = PACING_TICK * 1000ull, longest = SECOND / 10, now = now_ns();
+    uint64_t at = start + (uint64_t)((double)sent / rate * 1e9);
+    uint64_t wait = at > now + tick ? at - now : tick;
+    rest(wait < longest ? wait : longest);
+}
+
 static int by_size(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -261,7 +270,7 @@ static int raw(void)
         if (arg.count && n > arg.count - sent - failed)
             n = arg.count - sent - failed;
         if (!n) {
-            rest(PACING_TICK * 1000ull);
+            rest_until_due(start, sent + failed, arg.rate);
             continue;
         }
         int done = sendmmsg(fd, message, (unsigned)n, 0);
@@ -335,7 +344,7 @@ static int udp_send(void)
         if (arg.count && n > arg.count - seq)
             n = arg.count - seq;
         if (!n) {
-            rest(PACING_TICK * 1000ull);
+            rest_until_due(start, seq, arg.rate);
             continue;
         }
         if (when - last > stall)
@@ -644,11 +653,12 @@ static int tcp_send(void)
     int fd = inet_socket(SOCK_STREAM, false), one = 1;
     uint64_t begin = now_ns(), start = begin, sent = 0, retransmitted = 0;
     size_t chunk = arg.mbit > 0 ? 8192 : sizeof data;
+    double rate = arg.mbit * 1e6 / 8 / (double)chunk;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     while (!over(begin)) {
         struct pollfd p = { .fd = fd, .events = POLLOUT };
-        if (!due(&start, sent / chunk, arg.mbit * 1e6 / 8 / (double)chunk, 1)) {
-            rest(PACING_TICK * 1000ull);
+        if (!due(&start, sent / chunk, rate, 1)) {
+            rest_until_due(start, sent / chunk, rate);
             continue;
         }
         if (poll(&p, 1, 100) <= 0)
