@@ -184,7 +184,8 @@ def test_nothing_is_lost_when_the_active_link_is_pulled(world: World, bond: Bond
     assert sender.poll() is None
     sent, received = finish(sender), finish(receiver)
     kept = world.vanished(bond) - kept_before
-    assert sent["sent"] - received["received"] <= kept <= world.kind.held(rate)
+    told = received["lost_runs"], bond.ours["counters"], [bond.counters(each) for each in bond.slaves]
+    assert sent["sent"] - received["received"] <= kept <= world.kind.held(rate), told
     assert sent["sent"] >= 0.9 * rate * seconds
 
 
