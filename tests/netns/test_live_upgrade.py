@@ -394,7 +394,7 @@ def test_updelay_goes_on_where_it_was(world: World) -> None:
 def test_a_failover_after_an_upgrade_is_found_by_sending_and_told(world: World) -> None:
     with world.bond("eth1", "eth2") as bond:
         upgrade(bond)
-        nic = bond.active
+        nic, kept_before = bond.active, world.vanished(bond)
         assert nic is not None
         with Load(world) as load, Sniffer(world.peer, "eth0") as sniffer:
             world.pull(nic)
@@ -403,7 +403,9 @@ def test_a_failover_after_an_upgrade_is_found_by_sending_and_told(world: World) 
         world.plug(nic)
         entry = bond.ask("history")["history"][-1]
         assert (entry["from"], entry["lost"]) == (nic, 0)
-    assert load.got[0]["lost"] == 0  # what left the bond; the other way waits for the announcement
+        kept = world.vanished(bond) - kept_before
+    # What left the bond; the other way waits for the announcement.
+    assert load.got[0]["lost"] <= kept <= world.kind.held(world.rate(RATE))
 
 
 @pytest.mark.needs("CAP_BPF")
@@ -551,10 +553,13 @@ def test_wherever_the_new_process_fails_the_old_one_goes_on_without_loss(world: 
 def test_one_that_is_late_is_ended_before_it_has_the_bond_or_not_at_all(world: World) -> None:
     """Whenever the command loses its patience: the bond lives, with the old process or the new one."""
     upgrade_within = "import sys, ubond.daemon as d; d.UPGRADE_PATIENCE = float(sys.argv[1]); d.upgrade('bond0')"
-    outcomes = set()
+    outcomes: set[int] = set()
+    often = [0.01 + number * 0.02 for number in range(25)]
     with world.bond("eth1", "eth2") as bond:
-        for number in range(25):
-            before, patience = bond.pid, world.seconds(0.01 + number * 0.02)
+        for seconds in (*often, 1, 2, 4, 8):
+            if seconds > often[-1] and len(outcomes) == 2:
+                break
+            before, patience = bond.pid, world.seconds(seconds)
             done = world.host.run(sys.executable, "-c", upgrade_within, f"{patience:g}", check=False)
             assert done.returncode == 0 or f"was not ready within {patience:g} s" in done.stderr, done.stderr
             time.sleep(0.05)        # for what might still be on its way
