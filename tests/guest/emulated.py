@@ -68,7 +68,7 @@ class Emulated(Kind):
         self._free = [(slots[name], slots[f"{name}f"]) for name in sorted(slots, reverse=True) if f"{name}f" in slots]
         self._taken: dict[tuple[str, str], tuple[Slot, Slot]] = {}
         # Debian's fq_codel, before the bond's device, drops what has waited for a tenth of a second: on an emulated
-        # processor with much to do that is many a frame.
+        # processor with much to do that may be many a frame.
         Path("/proc/sys/net/core/default_qdisc").write_text("pfifo_fast")
 
     def _pair(self, world: World, nic: str) -> tuple[Slot, Slot]:
