@@ -38,7 +38,8 @@ def nics(worlds: list[str]) -> list[Nic]:
 def run(guest: Guest, world: str, words: list[str], seconds: float) -> tuple[str, str]:
     """Run pytest in a guest for so long at most; what it said, and the line about it."""
     began = time.monotonic()
-    options = f"--world={world} -p no:cacheprovider --tb=short --durations=5 --junit-xml=/run/guest/report.xml"
+    plugins = "-p tests.guest.at_once -p no:cacheprovider"
+    options = f"--world={world} {plugins} --tb=short --durations=5 --junit-xml=/run/guest/report.xml"
     script = f"cd {CHECKOUT}\nexec python -m pytest {options} {shlex.join(words)}"
     said = guest.run(script, timeout=seconds)
     suite = next(ElementTree.fromstring(guest.read("report.xml")).iter("testsuite"))
