@@ -123,19 +123,20 @@ class Emulated(Kind):
             queue = json.loads(world.host.run("tc", "-s", "-j", "qdisc", "show", "dev", nic).stdout)[0]
             return int(counters["tx_frames"] - counters["tx_plain"] + queue["packets"])
 
-        def missing() -> int:
+        def look() -> tuple[int, int]:
             sent = sum(handed_over(nic) for nic in world.nics if nic in bond.slaves)
-            return sent - sum(space.counters(port)["rx"]["packets"] for space, port in ends)
+            return sent, sum(space.counters(port)["rx"]["packets"] for space, port in ends)
 
-        # The two ends are read one after the other: a frame between them is not what a NIC has kept.
-        seen = [missing()]
+        # A look takes seconds, and a stack solicits routers when it likes: a frame of which one look saw one end
+        # alone is not what a NIC has kept.
+        seen = [look()]
 
         def rests() -> bool:
-            seen.append(missing())
+            seen.append(look())
             return seen[-1] == seen[-2]
 
         wait_until(rests, what="no frame on its way")
-        return seen[-1]
+        return seen[-1][0] - seen[-1][1]
 
     def held(self, rate: int) -> int:
         # An e1000's driver that has missed the interrupt looks at its link two seconds later, and a virtio NIC that was
