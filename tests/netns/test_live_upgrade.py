@@ -112,13 +112,15 @@ class Load:
     """Numbered datagrams at RATE (of veth) each way, for as long as the block lasts."""
 
     def __init__(self, world: World) -> None:
-        self._world, self._program, self._rate = world, blast(), world.rate(RATE)
+        self._world, self._program = world, blast()
+        # What comes together while one emulated processor starts Python has to find room in a NIC's ring.
+        self.rate = world.rate(RATE if world.can("room in rings") else RATE // 4)
 
     def __enter__(self) -> Load:
         world = self._world
         self._receivers = [start_receiver(space, 100) for space in (world.peer, world.host)]
         self._senders = [
-            space.start(self._program, "udp-send", "--to", to, "--rate", str(self._rate), "--seconds",
+            space.start(self._program, "udp-send", "--to", to, "--rate", str(self.rate), "--seconds",
                         f"{world.seconds(100):g}")
             for space, to in ((world.host, PEER4), (world.peer, HOST4))
         ]
@@ -133,7 +135,7 @@ class Load:
             return found["tx"]["packets"], found["rx"]["packets"]
 
         before = seen()
-        wait_until(lambda: all(now > then + self._rate // 10 for now, then in zip(seen(), before, strict=True)),
+        wait_until(lambda: all(now > then + self.rate // 10 for now, then in zip(seen(), before, strict=True)),
                    what="load each way")  # fmt: skip
         assert all(sender.poll() is None for sender in self._senders)
 
@@ -150,11 +152,12 @@ class Load:
 
     def assert_whole(self) -> None:
         """Every datagram has arrived, once and in order, and there were as many as there should be."""
-        for sent, got in zip(self.sent, self.got, strict=True):
-            assert_loaded(sent, got, self._rate)
+        for way, sent, got in zip(("out", "in"), self.sent, self.got, strict=True):
+            assert_loaded(sent, got, self.rate)
             assert sent["failed"] == 0, sent
-            assert (got["first"], got["last"]) == (0, sent["sent"] - 1)
-            assert (got["lost"], got["duplicated"], got["reordered"]) == (0, 0, 0), got
+            assert (got["first"], got["last"]) == (0, sent["sent"] - 1), way
+            wrong = got["lost"], got["duplicated"], got["reordered"]
+            assert wrong == (0, 0, 0), f"{way}: lost, doubled, reordered: {wrong}; lost: {got['lost_runs']}"
 
 
 # ── nothing is lost, nothing shows ───────────────────────────────────────────────────
@@ -405,7 +408,7 @@ def test_a_failover_after_an_upgrade_is_found_by_sending_and_told(world: World) 
         assert (entry["from"], entry["lost"]) == (nic, 0)
         kept = world.vanished(bond) - kept_before
     # What left the bond; the other way waits for the announcement.
-    assert load.got[0]["lost"] <= kept <= world.kind.held(world.rate(RATE))
+    assert load.got[0]["lost"] <= kept <= world.kind.held(load.rate)
 
 
 @pytest.mark.needs("CAP_BPF")
