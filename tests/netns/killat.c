@@ -9,6 +9,8 @@
  * REPORT gets a line for each such call, `NUMBER PID NAME`, one `exit CODE` when COMMAND itself
  * has ended, and `killed PID` for the kill.  The call is not carried out: SIGKILL reaches
  * a process that stands at the entry of a call before the call begins.
+ *
+ * N counts from the first call after there is a file REPORT.count, if that was made with -l.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -155,13 +157,16 @@ int main(int argc, char **argv)
     enum { MOST = 4096 };
     static pid_t traced[MOST];
     int many = 0, status;
-    bool all = argc > 1 && !strcmp(argv[1], "-a");
-    argv += all;
-    if (argc - all < 4) {
-        fprintf(stderr, "usage: killat [-a] N REPORT COMMAND...\n");
+    bool all = argc > 1 && !strcmp(argv[1], "-a"), counts = !(argc > 1 && !strcmp(argv[1], "-l"));
+    int flags = all || !counts;
+    argv += flags;
+    if (argc - flags < 4) {
+        fprintf(stderr, "usage: killat [-a | -l] N REPORT COMMAND...\n");
         return 2;
     }
-    long at = atol(argv[1]), count = 0;
+    char begin[4096];
+    snprintf(begin, sizeof begin, "%s.count", argv[2]);
+    long at = atol(argv[1]), number = 0, count = 0;
     int report = open(argv[2], O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
     pid_t first = fork();
     if (first == 0) {
@@ -199,8 +204,10 @@ int main(int argc, char **argv)
             if (ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof info, &info) > 0
                 && info.op == PTRACE_SYSCALL_INFO_ENTRY && (what = changes(pid, &info))) {
                 pid_t group = group_of(pid);
-                dprintf(report, "%ld %d %s\n", ++count, group, what);
-                if (count == at) {
+                dprintf(report, "%ld %d %s\n", ++number, group, what);
+                counts = counts || access(begin, F_OK) == 0;
+                count += counts;
+                if (count == at && counts) {
                     for (int i = 0; all && i < many; i++)
                         kill(traced[i], SIGKILL);
                     kill(group, SIGKILL);

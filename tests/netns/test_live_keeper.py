@@ -329,21 +329,25 @@ def dies_at_every_change(
     command = ("up", "bond0", "eth1", "eth2", *ADDRESSES, "--fail-over-mac", "follow")
     with Doomed(world.host, report, 0, *command) as doomed:
         doomed.wait_up()
-        first = len(doomed.calls)
-        act(Bond(world, "bond0"))
-        last = len(doomed.calls)
+        bond = Bond(world, "bond0")
+        world.kind.settle(world, bond)
+        before_act = len(doomed.calls)
+        act(bond)
+        many = len(doomed.calls) - before_act
         world.ubond("down", "bond0")
         doomed.wait_all()
     for nic in world.nics:
         world.plug(nic)
-    numbers = some_of(range(first + 1, last + 1))
+    numbers = some_of(range(1, many + 1))
     for number in numbers:
-        with Doomed(world.host, report, number, *command) as doomed:
+        with Doomed(world.host, report, number, *command, later=True) as doomed:
             doomed.wait_up()
             bond = Bond(world, "bond0")
+            world.kind.settle(world, bond)
+            doomed.count()
             with contextlib.suppress(Exception):  # the request ends with the daemon
                 act(bond)
-            what = f"killed at change {number} of {first + 1} to {last}: {doomed.calls[number - 1 :][:1]}"
+            what = f"killed at change {number} of {many} ({doomed.fatal})"
             try:
                 try:
                     if doomed.killed:

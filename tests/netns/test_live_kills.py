@@ -11,6 +11,7 @@ mends each by all three (`make kills`).
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -41,12 +42,18 @@ def killat() -> str:
 
 
 class Doomed:
-    """A command of which a process is killed at its N-th change; 0: none is."""
+    """A command of which a process is killed at its N-th change; 0: none is.
 
-    def __init__(self, space: Space, report: Path, at: int, *words: str, whole: bool = False) -> None:
-        self._report = report
+    `whole`: all its processes are killed with it; `later`: the N-th since `count` was called.
+    """
+
+    def __init__(
+        self, space: Space, report: Path, at: int, *words: str, whole: bool = False, later: bool = False
+    ) -> None:
+        self._report, self._begin = report, report.with_name(f"{report.name}.count")
         report.unlink(missing_ok=True)
-        flags = ("-a",) if whole else ()
+        self._begin.unlink(missing_ok=True)
+        flags = ("-a",) if whole else ("-l",) if later else ()
         self._process = space.start(killat(), *flags, str(at), str(report), sys.executable, "-m", "ubond", *words)
 
     def __enter__(self) -> Doomed:
@@ -55,6 +62,10 @@ class Doomed:
     def __exit__(self, *why: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+    def count(self) -> None:
+        """Let the changes count from here on (`later`)."""
+        self._begin.touch()
 
     @property
     def calls(self) -> list[str]:
@@ -65,6 +76,13 @@ class Doomed:
     def _told(self, word: str) -> str | None:
         lines = self._report.read_text().splitlines() if self._report.exists() else []
         return next((line.split()[1] for line in lines if line.startswith(word)), None)
+
+    @property
+    def fatal(self) -> str:
+        """Name of the change at which it was killed; empty if it was not."""
+        lines = self._report.read_text().splitlines()
+        found = [before for before, line in itertools.pairwise(lines) if line.startswith("killed")]
+        return found[0].split()[2] if found else ""
 
     @property
     def killed(self) -> bool:
@@ -97,6 +115,7 @@ def world() -> Iterator[World]:
         host.run("tc", "qdisc", "add", "dev", "eth2", "clsact")
         host.run("tc", "filter", "add", "dev", "eth2", "ingress", "pref", "7", "bpf", "da", "bytecode",
                  "1,6 0 0 4294967295,")  # fmt: skip
+        world.kind.settle(world)  # another MTU may have cost eth1 its link for a moment
         yield world
 
 
