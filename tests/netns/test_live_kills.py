@@ -179,10 +179,10 @@ def at_every_change(
                 doomed.wait_command()
                 if act is not None and not doomed.killed:
                     act()
-                hit, call = doomed.killed, doomed.calls[-1]
-                if not hit:
+                if not doomed.killed:
                     world.ubond("down", "bond0", check=False)
                 said = doomed.wait_all()
+            hit = doomed.killed  # in that `down` too, where bringing up has made fewer changes this time
             killed += hit
             try:
                 assert said.count("\n") <= 1, said
@@ -191,7 +191,7 @@ def at_every_change(
                     mend(world, way, up)
                 assert_as_before(picture, world.picture)
             except AssertionError as error:
-                raise AssertionError(f"{way} after a kill at change {number} ({call}): {error}") from None
+                raise AssertionError(f"{way} after a kill at change {number} ({doomed.fatal}): {error}") from None
     deaths = sum(len(ways_for(number)) for number in some_of(numbers))
     print(f"{killed} deaths of {deaths}, {len(numbers)} changes")
     assert killed >= 0.8 * deaths
