@@ -145,6 +145,11 @@ def some_of(numbers: range) -> range:
     return numbers if os.environ.get("UBOND_KILL_WAYS") == "all" else numbers[:: max(1, len(numbers) // SAMPLE)]
 
 
+def share(world: World) -> float:
+    """How many of the deaths that were meant must have come: how many changes there are varies, by NICs' links too."""
+    return 0.8 if world.can("a link at once") else 0.5
+
+
 def changes(world: World, report: Path, act: Callable[[], None] | None, up: tuple[str, ...]) -> range:
     """Numbers of the changes that `act` makes in a running bond, or that bringing it up makes."""
     with Doomed(world.host, report, 0, *up) as doomed:
@@ -179,11 +184,11 @@ def at_every_change(
                 doomed.wait_command()
                 if act is not None and not doomed.killed:
                     act()
+                killed += doomed.killed
                 if not doomed.killed:
                     world.ubond("down", "bond0", check=False)
                 said = doomed.wait_all()
             hit = doomed.killed  # in that `down` too, where bringing up has made fewer changes this time
-            killed += hit
             try:
                 assert said.count("\n") <= 1, said
                 after()
@@ -194,7 +199,7 @@ def at_every_change(
                 raise AssertionError(f"{way} after a kill at change {number} ({doomed.fatal}): {error}") from None
     deaths = sum(len(ways_for(number)) for number in some_of(numbers))
     print(f"{killed} deaths of {deaths}, {len(numbers)} changes")
-    assert killed >= 0.8 * deaths
+    assert killed >= share(world) * deaths
 
 
 @pytest.mark.parametrize("gate", ["clsact", "nft", "bridge"])
@@ -246,8 +251,8 @@ def test_killed_at_every_step_of_giving_back(world: World, tmp_path: Path) -> No
                 mend(world, way, UP)
                 assert_as_before(picture, world.picture)
             except AssertionError as error:
-                call = doomed.calls[-1]
-                raise AssertionError(f"{way} after a kill of down at change {number} ({call}): {error}") from None
+                what = f"a kill of down at change {number} ({doomed.fatal})"
+                raise AssertionError(f"{way} after {what}: {error}") from None
     print(f"{killed} deaths, {number - 1} changes")
     assert number > 25
 
